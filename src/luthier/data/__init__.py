@@ -1,0 +1,1 @@
+"""From a row of a file to tokens in a flat batch: row → Example → Encoded → FlatBatch."""

@@ -1,0 +1,337 @@
+"""Which examples a step sees, and how their tokens lie in memory: orders, token trees, micro-batches.
+
+Lives here: everything between a list of `Encoded` and the arrays a model reads. Pure numpy, no state: the order is a
+function of (seed, epoch), so that resuming needs one integer. Does not live here: attention over a tree
+(`models/attention.py`).
+
+Letters: T stored tokens of a flat batch, S supervised entries, B rows and L, M lengths of a padded batch.
+
+A token tree. Three prompts share `<s> Is`, two of them `<s> Is it`; `ends` is one past a token's last descendant:
+
+    row        0    1    2    3    4    5    6        0 <s> ─ 1 Is ─┬─ 2 it ─┬─ 3 red
+    token     <s>   Is   it   red  hot  he   in                     │        └─ 4 hot
+    position   0    1    2    3    3    2    3                      └─ 5 he ─── 6 in
+    end        7    7    5    4    5    7    7
+
+Token i sees token j exactly if `j <= i < ends[j]`: 6 sees 0, 1, 5, 6; 4 sees 0, 1, 2, 4. A sequence alone is a tree
+with one branch. Sorting the sequences makes the row the depth-first order of their trie (training on
+token trees is known from reinforcement learning: AReaL, verl).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from luthier.data.examples import Encoded
+
+_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, hence invertible modulo 2^64
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one slot brings to a step. `weight` is the worth of one supervised entry in the slot's loss."""
+
+    slot: int
+    examples: Sequence[Encoded]
+    weight: float
+    virtual_tokens: int = 0
+    share_prefixes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FlatBatch:
+    """Tokens of many examples in one row. A negative token -1-k stands for virtual token k of its slot.
+
+    `ranges` are (slot, start, stop) in tokens. Entry s of the supervision says: the output at token `sources_S[s]`
+    should be `targets_S[s]`, and its negative log-likelihood counts `weights_S[s]` times. `entries` gives, for every
+    example in `example_ids`, the indices of its entries in S. `keys_T` names a stored token by its content and
+    everything before it, so that a dropout mask drawn from it is the same in every layout.
+    """
+
+    tokens_T: np.ndarray
+    positions_T: np.ndarray
+    ends_T: np.ndarray
+    keys_T: np.ndarray
+    ranges: tuple[tuple[int, int, int], ...]
+    sources_S: np.ndarray
+    targets_S: np.ndarray
+    weights_S: np.ndarray
+    example_ids: tuple[str, ...]
+    entries: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """Source and target rows for an encoder-decoder. Padding is known by length, never by id; virtual tokens of a
+    prompt-tuned slot stand before the source, negative as in `FlatBatch`.
+
+    `ranges` are (slot, start, stop) in rows. `sources_S` index the flattened (B, M) decoder positions; `targets_BM`
+    holds -1 behind a row's end. `keys_BL` and `keys_BM` name tokens as in `FlatBatch`.
+    """
+
+    source_BL: np.ndarray
+    source_lengths_B: np.ndarray
+    targets_BM: np.ndarray
+    keys_BL: np.ndarray
+    keys_BM: np.ndarray
+    ranges: tuple[tuple[int, int, int], ...]
+    sources_S: np.ndarray
+    targets_S: np.ndarray
+    weights_S: np.ndarray
+    example_ids: tuple[str, ...]
+    entries: tuple[np.ndarray, ...]
+
+
+# ---------------------------------------------------------------------------------------------------------- the order
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of n examples that depends on nothing but (seed, epoch)."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+
+
+def grouped_order(rows: Sequence[Encoded], step_size: int, seed: int, epoch: int) -> np.ndarray:
+    """An order in which examples that share a prefix meet in one step: sorted, cut into steps, the steps shuffled.
+
+    The cut starts at a seeded place, so that a step's company changes from epoch to epoch; a short step comes last.
+    """
+    by_content = np.array(sorted(range(len(rows)), key=lambda i: _sort_key(rows[i].ids_L)))
+    draw = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    by_content = np.roll(by_content, int(draw.integers(len(rows))))
+    whole = len(rows) // step_size
+    steps = by_content[: whole * step_size].reshape(whole, step_size)[draw.permutation(whole)]
+    return np.concatenate([steps.ravel(), by_content[whole * step_size :]])
+
+
+def trained_entries(rows: Sequence[Encoded], virtual_tokens: int = 0) -> int:
+    """How many supervised entries the rows have: a first token without anything before it cannot be predicted."""
+    return sum(1 if row.label >= 0 else len(_trained_positions(row, virtual_tokens)) for row in rows)
+
+
+def _trained_positions(row: Encoded, virtual_tokens: int) -> np.ndarray:
+    trained = np.flatnonzero(row.train_L)
+    return trained if virtual_tokens else trained[trained > 0]
+
+
+# ------------------------------------------------------------------------------------------------- flat micro-batches
+
+
+def flat_batches(shares: Sequence[Share], budget: int) -> Iterator[FlatBatch]:
+    """Lay the step's examples into rows of at most `budget` stored tokens (one example is never split).
+
+    Examples of a slot are sorted, so that each stores only what follows its longest common prefix with the one
+    before. How the step is cut changes no result beyond float32 rounding.
+    """
+    forest = _Forest()
+    for share in shares:
+        order = range(len(share.examples))
+        if share.share_prefixes:
+            order = sorted(order, key=lambda i: _sort_key(share.examples[i].ids_L))
+        forest.open(share)
+        for i in order:
+            if forest.size and forest.size + forest.new_tokens(share.examples[i]) > budget:
+                yield forest.close()
+                forest = _Forest()
+                forest.open(share)
+            forest.add(share.examples[i], order=i)
+    if forest.size:
+        yield forest.close()
+
+
+def stored_tokens(rows: Sequence[Encoded], share_prefixes: bool = True) -> int:
+    """Tokens computed when the rows lie in one micro-batch: all of them less what is shared."""
+    if not share_prefixes:
+        return sum(len(row.ids_L) for row in rows)
+    ordered = sorted((row.ids_L for row in rows), key=_sort_key)
+    shared = sum(_common_prefix(a, b) for a, b in itertools.pairwise(ordered))
+    return sum(len(ids) for ids in ordered) - shared
+
+
+@dataclass(slots=True)
+class _Forest:
+    """A flat batch in the making: slots one after another, within a slot one tree, along the current path."""
+
+    tokens: list[np.ndarray] = field(default_factory=list)
+    positions: list[np.ndarray] = field(default_factory=list)
+    keys: list[np.ndarray] = field(default_factory=list)
+    closed: list[tuple[np.ndarray, int]] = field(default_factory=list)  # tokens of a branch left behind, and their end
+    ranges: list[tuple[int, int, int]] = field(default_factory=list)
+    entry_of: dict[tuple[int, int], int] = field(default_factory=dict)  # (source, target) -> entry
+    weights: list[float] = field(default_factory=list)
+    example_ids: list[str] = field(default_factory=list)
+    entries: list[np.ndarray] = field(default_factory=list)
+    size: int = 0
+    share: Share | None = None
+    start: int = 0
+    path: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # stored token at each depth
+    path_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+
+    def open(self, share: Share) -> None:
+        """Begin a slot's tree."""
+        self._leave(0)
+        self._end_range()
+        self.share, self.start = share, self.size
+
+    def new_tokens(self, row: Encoded) -> int:
+        ids = _with_virtual(row.ids_L, self.share.virtual_tokens)
+        return len(ids) - self._shared(row, ids)
+
+    def add(self, row: Encoded, order: int) -> None:
+        ids = _with_virtual(row.ids_L, self.share.virtual_tokens)
+        shared = self._shared(row, ids)
+        self._leave(shared)
+        fresh = np.arange(self.size, self.size + len(ids) - shared)
+        self.tokens.append(ids[shared:])
+        self.positions.append(np.arange(shared, len(ids)))
+        self.keys.append(_prefix_keys(ids, 0 if self.share.share_prefixes else order + 1)[shared:])
+        self.path, self.path_ids = np.concatenate([self.path[:shared], fresh]), ids
+        self.size += len(fresh)
+        self._supervise(row)
+
+    def close(self) -> FlatBatch:
+        """The finished batch."""
+        self._leave(0)
+        self._end_range()
+        ends = np.empty(self.size, np.int64)
+        for branch, end in self.closed:
+            ends[branch] = end
+        pairs = np.array(list(self.entry_of), np.int64).reshape(-1, 2)
+        return FlatBatch(
+            tokens_T=np.concatenate(self.tokens).astype(np.int64),
+            positions_T=np.concatenate(self.positions),
+            ends_T=ends,
+            keys_T=np.concatenate(self.keys),
+            ranges=tuple(self.ranges),
+            sources_S=pairs[:, 0],
+            targets_S=pairs[:, 1],
+            weights_S=np.array(self.weights, np.float32),
+            example_ids=tuple(self.example_ids),
+            entries=tuple(self.entries),
+        )
+
+    def _shared(self, row: Encoded, ids: np.ndarray) -> int:
+        """Length of the prefix already stored. An encoder reads both ways: it shares nothing."""
+        if row.label >= 0 or not self.share.share_prefixes:
+            return 0
+        return _common_prefix(self.path_ids, ids)
+
+    def _leave(self, depth: int) -> None:
+        if len(self.path) > depth:
+            self.closed.append((self.path[depth:], self.size))
+            self.path, self.path_ids = self.path[:depth], self.path_ids[:depth]
+
+    def _end_range(self) -> None:
+        if self.share is not None and self.size > self.start:
+            self.ranges.append((self.share.slot, self.start, self.size))
+
+    def _supervise(self, row: Encoded) -> None:
+        """Entries of this row; an entry that another row already made gains weight instead of a twin."""
+        if row.label >= 0:
+            pairs = [(int(self.path[0]), row.label)]  # a class is read at the first token, as heads and PEFT do
+        else:
+            virtual = self.share.virtual_tokens
+            trained = _trained_positions(row, virtual)
+            pairs = list(zip(self.path[trained + virtual - 1].tolist(), row.ids_L[trained].tolist(), strict=True))
+        found = np.empty(len(pairs), np.int64)
+        for k, pair in enumerate(pairs):
+            found[k] = entry = self.entry_of.setdefault(pair, len(self.weights))
+            if entry == len(self.weights):
+                self.weights.append(0.0)
+            self.weights[entry] += self.share.weight
+        self.example_ids.append(row.example_id)
+        self.entries.append(found)
+
+
+# ----------------------------------------------------------------------------------------------- padded micro-batches
+
+
+def padded_batches(shares: Sequence[Share], budget: int, pad_id: int) -> Iterator[PaddedBatch]:
+    """Rows of similar length together, at most `budget` padded tokens a micro-batch, slots one after another."""
+    bucket: list[tuple[Share, int]] = []
+    for share in shares:
+        lengths = [(len(row.ids_L) - row.prompt_length, row.prompt_length) for row in share.examples]
+        for i in sorted(range(len(lengths)), key=lambda i: (max(lengths[i]), lengths[i], i)):
+            if bucket and _padded_size([*bucket, (share, i)]) > budget:
+                yield _pad(bucket, pad_id)
+                bucket = []
+            bucket.append((share, i))
+    if bucket:
+        yield _pad(bucket, pad_id)
+
+
+def _padded_size(bucket: list[tuple[Share, int]]) -> int:
+    rows = [share.examples[i] for share, i in bucket]
+    longest_source = max(row.prompt_length for row in rows)
+    longest_source += max(share.virtual_tokens for share, _ in bucket)
+    return len(rows) * (longest_source + max(len(row.ids_L) - row.prompt_length for row in rows))
+
+
+def _pad(bucket: list[tuple[Share, int]], pad_id: int) -> PaddedBatch:
+    rows = [share.examples[i] for share, i in bucket]
+    sources = [
+        _with_virtual(row.ids_L[: row.prompt_length], share.virtual_tokens)
+        for (share, _), row in zip(bucket, rows, strict=True)
+    ]
+    targets = [row.ids_L[row.prompt_length :] for row in rows]
+    salts = [0 if share.share_prefixes else i + 1 for share, i in bucket]
+    targets_BM = _rectangle(targets, -1)
+    width = targets_BM.shape[1]
+    places = [b * width + np.arange(len(target)) for b, target in enumerate(targets)]
+    counts = np.array([len(target) for target in targets])
+    first = np.concatenate([[0], np.cumsum(counts)])
+    return PaddedBatch(
+        source_BL=_rectangle(sources, pad_id),
+        source_lengths_B=np.array([len(source) for source in sources]),
+        targets_BM=targets_BM,
+        keys_BL=_rectangle([_prefix_keys(s, salt) for s, salt in zip(sources, salts, strict=True)], 0),
+        keys_BM=_rectangle([_prefix_keys(r.ids_L, a)[r.prompt_length :] for r, a in zip(rows, salts, strict=True)], 0),
+        ranges=_slot_ranges([share.slot for share, _ in bucket]),
+        sources_S=np.concatenate(places),
+        targets_S=np.concatenate(targets).astype(np.int64),
+        weights_S=np.repeat(np.array([share.weight for share, _ in bucket], np.float32), counts),
+        example_ids=tuple(row.example_id for row in rows),
+        entries=tuple(np.arange(a, b) for a, b in itertools.pairwise(first)),
+    )
+
+
+def _slot_ranges(slots: list[int]) -> tuple[tuple[int, int, int], ...]:
+    edges = [0, *(i for i in range(1, len(slots)) if slots[i] != slots[i - 1]), len(slots)]
+    return tuple((slots[a], a, b) for a, b in itertools.pairwise(edges))
+
+
+# -------------------------------------------------------------------------------------------------------------- tokens
+
+
+def _with_virtual(ids_L: np.ndarray, virtual_tokens: int) -> np.ndarray:
+    return np.concatenate([-1 - np.arange(virtual_tokens, dtype=np.int32), ids_L]) if virtual_tokens else ids_L
+
+
+def _sort_key(ids_L: np.ndarray) -> bytes:
+    """Bytes whose order is the order of the id sequences."""
+    return ids_L.astype(">i4").tobytes()
+
+
+def _common_prefix(a_L: np.ndarray, b_L: np.ndarray) -> int:
+    n = min(len(a_L), len(b_L))
+    different = np.flatnonzero(a_L[:n] != b_L[:n])
+    return int(different[0]) if len(different) else n
+
+
+def _prefix_keys(ids_L: np.ndarray, salt: int) -> np.ndarray:
+    """(L,) int32: a polynomial hash of everything up to and including each token, and of the salt."""
+    place = np.cumprod(np.full(len(ids_L), _HASH_FACTOR))
+    digits = (ids_L.astype(np.int64) + (1 << 33) + salt * (1 << 34)).astype(np.uint64)
+    mixed = np.cumsum(digits * place)
+    return ((mixed ^ (mixed >> np.uint64(29))) * _HASH_FACTOR >> np.uint64(32)).astype(np.uint32).view(np.int32)
+
+
+def _rectangle(rows: list[np.ndarray], fill: int) -> np.ndarray:
+    """(B, longest) int64, rows on the left, `fill` behind their ends."""
+    table = np.full((len(rows), max(len(row) for row in rows)), fill, np.int64)
+    for b, row in enumerate(rows):
+        table[b, : len(row)] = row
+    return table

@@ -1,0 +1,413 @@
+"""Example → Encoded: which text a model sees, which tokens are trained, what happens to a long row.
+
+Lives here: `Rules`, the layout of an example as text with trained spans, tokens and their flags, the length policy.
+Does not live here: templates (`templates.py`), what the result promises (`gate.py`).
+
+Prompt and answer are tokenised as one text and the boundary is found by character offsets, because a tokenizer splits
+a text otherwise than its parts; a token that straddles the boundary belongs to the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from luthier.data.examples import Encoded, Example, Message, answer_text
+from luthier.data.templates import Span, chat_spans, default_template, fill, plain_chat, render_chat
+from luthier.errors import DataError, ModelError, did_you_mean
+
+_BATCH = 512  # texts tokenised per call: keeps the offsets of one call small
+_PROBE = "x"  # stands for an answer that is not known yet
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How examples become tokens for one model and one experiment.
+
+    `family`: causal, seq2seq or encoder. `chat`: the tokenizer has a chat template and chats go through it. `template`:
+    what the experiment says; None is the family's own (do not pass that one: prompt/completion rows take none).
+    `max_seq_length` None: no limit. `end_token_ids`: any of them ends an answer, the first is appended. `labels`: class
+    names in index order. `virtual_tokens` are not counted in `max_seq_length`; the gate adds them to the length.
+    """
+
+    family: str
+    task: str = "generation"
+    chat: bool = False
+    template: str | None = None
+    train_on: str = "assistant"
+    overlength: str = "error"
+    max_seq_length: int | None = None
+    end_token_ids: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+    virtual_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSplit:
+    """The rows that are trained, in order; `dropped` and `cut` name the others as `file:line: reason`."""
+
+    rows: tuple[Encoded, ...]
+    dropped: tuple[str, ...]
+    cut: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A text that is tokenised by itself. `spans` are trained; `answer`, if any, begins what is generated.
+
+    `end`: "append" the end token, or "template": the template wrote one, find it.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    end: str
+    answer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """An example's tokens before the length policy. `start`: where generation begins."""
+
+    ids: list[int]
+    train: np.ndarray
+    start: int
+    label: int = -1
+
+
+def encode(example: Example, tokenizer: Any, rules: Rules) -> Encoded | None:
+    """One example as tokens; None when the length policy drops it. Raises DataError with its file:line."""
+    split = _under_policy([example], tokenizer, rules)
+    return split.rows[0] if split.rows else None
+
+
+def encode_split(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> EncodedSplit:
+    """Every example as tokens, in order. Raises DataError when the length policy refuses or leaves nothing."""
+    split = _under_policy(examples, tokenizer, rules)
+    if examples and not split.rows:
+        raise DataError(
+            f"all {len(examples):,} rows were dropped, the first because: {split.dropped[0]}",
+            hint="raise training.max_seq_length, or shorten the prompts",
+        )
+    return split
+
+
+def encode_prompt(example: Example, tokenizer: Any, rules: Rules) -> np.ndarray:
+    """The ids (int32) a model is asked with: a decoder's before the answer (of a chat's last turn), a seq2seq model's
+    source, an encoder's whole text (shortened only under `overlength: cut`, as in training).
+
+    They are the ids that stand before the answer in `encode`, whatever `train_on` says. An example whose answer is not
+    known yet (a chat that ends with the user, a question alone) is asked with the same ids as one with an answer.
+    """
+    (tokens,) = _tokens([example], tokenizer, dataclasses.replace(rules, train_on="last"))
+    if rules.family == "encoder" and rules.overlength == "cut" and rules.max_seq_length is not None:
+        return np.asarray(_shortened(tokens.ids, rules.max_seq_length, _enclosure(tokenizer)[1]), np.int32)
+    return np.asarray(tokens.ids[: tokens.start], np.int32)
+
+
+def reference(example: Example) -> str:
+    """The answer that `encode_prompt` asks for: the class name, or what the assistant says last."""
+    return answer_text(example) if example.label is None else example.label
+
+
+# -- length policy -----------------------------------------------------------------------------------------------------
+
+
+def _under_policy(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> EncodedSplit:
+    limit = rules.max_seq_length
+    closing = _enclosure(tokenizer)[1] if rules.family == "encoder" else []
+    rows, dropped, cut, long = [], [], [], []
+    for example, tokens in zip(examples, _tokens(examples, tokenizer, rules), strict=True):
+        length, ids, train = len(tokens.ids), tokens.ids, tokens.train
+        if limit is not None and length > limit:
+            name = f"{example.where}: {length:,} tokens"
+            if rules.overlength == "error":
+                long.append((length, example.where))
+                continue
+            if rules.overlength == "drop":
+                dropped.append(f"{name}, {limit:,} are allowed")
+                continue
+            ids = _shortened(ids, limit, closing)
+            train = train[: len(ids)]
+            if rules.family != "encoder" and not train.any():
+                dropped.append(f"{name}, of which the first {limit:,} hold nothing to train")
+                continue
+            cut.append(f"{name}, the first {limit:,} are used")
+        was_cut = len(ids) < length
+        rows.append(Encoded(example.id, np.asarray(ids, np.int32), train, tokens.label, was_cut))
+    if long:
+        raise _too_long(long, len(examples), limit or 0)
+    return EncodedSplit(tuple(rows), tuple(dropped), tuple(cut))
+
+
+def _too_long(long: list[tuple[int, str]], rows: int, limit: int) -> DataError:
+    longest = max(length for length, _ in long)
+    shown = ", ".join(where for _, where in long[:5])
+    return DataError(
+        f"{len(long):,} of {rows:,} rows are longer than {limit:,} tokens, the longest {longest:,}",
+        shown + (", …" if len(long) > 5 else ""),
+        f"training.max_seq_length: {longest} if the model allows it; or data.overlength: drop, or cut",
+    )
+
+
+def _shortened(ids: list[int], limit: int, closing: list[int]) -> list[int]:
+    """The first `limit` tokens. An encoder's closing token ([SEP]) is kept, as its tokenizer truncates."""
+    return ids if len(ids) <= limit else ids[: max(limit - len(closing), 0)] + closing[:limit]
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+def _tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+    if not tokenizer.is_fast:
+        raise ModelError("this tokenizer gives no character offsets", hint="it needs a tokenizer.json (fast tokenizer)")
+    if rules.family == "encoder":
+        return _encoder_tokens(examples, tokenizer, rules)
+    if not rules.end_token_ids:
+        raise ModelError("the model names no end token", hint="its config or generation_config needs eos_token_id")
+    if rules.family == "seq2seq":
+        return _seq2seq_tokens(examples, tokenizer, rules)
+    return _causal_tokens(examples, tokenizer, rules)
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and behind a lone text by itself."""
+    for probe in ("a", "1", "C", "あ"):
+        bare = tokenizer(probe, add_special_tokens=False).input_ids
+        full = tokenizer(probe).input_ids
+        if bare:
+            at = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+            return full[:at], full[at + len(bare) :]
+    return [], []
+
+
+def _enclosure(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What stands around an encoder's text: what the tokenizer adds, or its [CLS] and [SEP] when it adds nothing."""
+    before, behind = _around(tokenizer)
+    if before or behind or None in (tokenizer.cls_token_id, tokenizer.sep_token_id):
+        return before, behind
+    return [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+
+
+def _opening(tokenizer: Any) -> list[int]:
+    """What a plain prompt begins with: what the tokenizer adds by itself, or BOS if its configuration asks for it."""
+    before, _ = _around(tokenizer)
+    asked = tokenizer.init_kwargs.get("add_bos_token") and tokenizer.bos_token_id is not None
+    return before or ([tokenizer.bos_token_id] if asked else [])
+
+
+def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+    opening = _opening(tokenizer)
+    for start in range(0, len(examples), _BATCH):
+        batch = [_pieces(example, tokenizer, rules) for example in examples[start : start + _BATCH]]
+        texts = [piece.text for pieces in batch for piece in pieces]
+        coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        found = iter(zip(coded.input_ids, coded.offset_mapping, strict=True))
+        for pieces in batch:
+            templated = any(piece.end == "template" for piece in pieces)
+            yield _joined([(piece, *next(found)) for piece in pieces], [] if templated else opening, rules)
+
+
+def _joined(parts: Sequence[tuple[_Piece, list[int], list[Span]]], opening: list[int], rules: Rules) -> _Tokens:
+    """The tokens of a decoder's example. The very first token is never trained: nothing precedes it."""
+    ids, flags, start = list(opening), [np.full(len(opening), rules.train_on == "all")], None
+    for piece, piece_ids, offsets in parts:
+        train, own = _flags(piece, piece_ids, offsets, rules.end_token_ids)
+        if piece.answer is not None:
+            start = len(ids) + _first_beyond(offsets, piece.answer)
+        ids += own
+        flags.append(train)
+    train = np.concatenate(flags)
+    if len(train):
+        train[0] = False
+    return _Tokens(ids, train, len(ids) if start is None else start)
+
+
+def _first_beyond(offsets: Sequence[Span], place: int) -> int:
+    """Index of the first token that reaches beyond character `place`: where an answer begins that starts there."""
+    if place == 0:
+        return 0
+    return next((i for i, (_, end) in enumerate(offsets) if end > place), len(offsets))
+
+
+def _flags(
+    piece: _Piece, ids: list[int], offsets: Sequence[Span], ends: tuple[int, ...]
+) -> tuple[np.ndarray, list[int]]:
+    """Which tokens of a piece are trained, and its ids with the end token that was appended, if any."""
+    train = np.zeros(len(ids) + 1, bool)
+    append = piece.end == "append"
+    for begin, stop in piece.spans:
+        first = _first_beyond(offsets, begin)
+        last = (
+            len(ids)
+            if stop >= len(piece.text)
+            else next((i for i in range(first, len(ids)) if offsets[i][0] >= stop), len(ids))
+        )
+        if piece.end == "template":
+            last, missing = _turn_end(piece, ids, offsets, (first, last), ends)
+            append |= missing
+        train[first:last] = True
+        train[-1] |= append and last == len(ids)
+    return (train, [*ids, ends[0]]) if append else (train[:-1], ids)
+
+
+def _turn_end(
+    piece: _Piece, ids: list[int], offsets: Sequence[Span], tokens: Span, ends: tuple[int, ...]
+) -> tuple[int, bool]:
+    """Where a templated turn's training stops: behind its end token, and whether one has to be appended.
+
+    A turn as the template writes it: `answer <|im_end|> \\n`: what follows the end token is not the model's to say. A
+    template may leave the end token to the next turn's opening (GLM), or out altogether.
+    """
+    first, last = tokens
+    for i in range(last - 1, first - 1, -1):
+        if ids[i] in ends:
+            return i + 1, False
+    i = last
+    while i < len(ids) and not piece.text[offsets[i][0] : offsets[i][1]].strip():
+        i += 1
+    if i < len(ids):
+        return (i + 1, False) if ids[i] in ends else (last, False)
+    return len(ids), True
+
+
+# -- what a decoder sees -----------------------------------------------------------------------------------------------
+
+
+def _pieces(example: Example, tokenizer: Any, rules: Rules) -> list[_Piece]:
+    if example.kind == "text":
+        text = example.text or ""
+        return [_Piece(text, ((0, len(text)),), "append", answer=len(text))]
+    if example.kind == "chat" and rules.chat:
+        return [_templated(example, tokenizer, rules)]
+    if example.kind == "chat":
+        return _plain_turns(example.messages, rules.train_on)
+    prompt = _question(example, rules)
+    answer = answer_text(example) if _answered(example) else None
+    return [_asked(prompt, answer, rules.train_on == "all", exact=example.exact)]
+
+
+def _answered(example: Example) -> bool:
+    if example.kind == "label":
+        return example.label is not None
+    return bool(example.messages) and example.messages[-1].role == "assistant"
+
+
+def _question(example: Example, rules: Rules) -> str:
+    """The prompt of a row that is no chat."""
+    said = example.messages[0].content if example.messages else example.text or ""
+    if rules.template is not None:
+        return fill(
+            rules.template, example.columns | ({} if "input" in example.columns else {"input": said}), example.where
+        )
+    return said if example.exact else fill(default_template(rules.family), {"input": said}, example.where)
+
+
+def _asked(prompt: str, answer: str | None, everything: bool, *, exact: bool = False) -> _Piece:
+    """Prompt and answer as one text, joined by a space unless there is one already. Without an answer (None) a probe
+    stands for it, so that the prompt splits into the same tokens, and nothing is trained."""
+    told = _PROBE if answer is None else answer
+    spaced = not prompt or prompt[-1].isspace() or told[:1].isspace() or (exact and answer is not None)
+    text = prompt + ("" if spaced else " ") + told
+    span = () if answer is None else ((0 if everything else len(prompt), len(text)),)
+    return _Piece(text, span, "append", answer=len(prompt))
+
+
+def _wanted(messages: Sequence[Message], train_on: str) -> set[int]:
+    """Indices of the assistant turns that are trained."""
+    turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    chosen = turns[-1:] if train_on == "last" else turns
+    return {i for i in turns if (i in chosen if messages[i].train is None else messages[i].train)}
+
+
+def _templated(example: Example, tokenizer: Any, rules: Rules) -> _Piece:
+    """A chat through the model's template."""
+    messages, tools, where = example.messages, example.columns.get("tools"), example.where
+    if not _answered(example):
+        text = render_chat(tokenizer, messages, tools, open_turn=True, where=where)
+        return _Piece(text, (), "template", answer=len(text))
+    wanted, last = _wanted(messages, rules.train_on), len(messages) - 1
+    silent = {i for i, m in enumerate(messages) if m.train is False} if rules.train_on == "all" else set()
+    text, spans = chat_spans(tokenizer, messages, tools, wanted | {last} | silent, where)
+    trained: list[Span] = [spans[i] for i in sorted(wanted)]
+    if rules.train_on == "all":
+        edges = [0, *(edge for i in sorted(silent) for edge in spans[i]), len(text)]
+        trained = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
+    return _Piece(text, tuple(trained), "template", answer=spans[last][0])
+
+
+def _plain_turns(messages: Sequence[Message], train_on: str) -> list[_Piece]:
+    """A chat for a model without a chat template: lines `role: content`, an end token after every assistant turn."""
+    wanted, pieces, said = _wanted(messages, train_on), [], []
+    for i, message in enumerate(messages):
+        if message.role != "assistant":
+            said.append(message)
+            continue
+        piece = _asked(plain_chat(said) + "assistant:", message.content, train_on == "all")
+        kept = i in wanted or (train_on == "all" and message.train is not False)
+        pieces.append(piece if kept else dataclasses.replace(piece, spans=()))
+        said = []
+    if said:
+        pieces.append(_asked(plain_chat(said) + "assistant:", None, False))
+    return pieces
+
+
+# -- the other families ------------------------------------------------------------------------------------------------
+
+
+def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+    """Source as the tokenizer gives a lone text, target likewise and always ended by an end token."""
+    for start in range(0, len(examples), _BATCH):
+        batch = examples[start : start + _BATCH]
+        sources = tokenizer([_source(example, tokenizer, rules) for example in batch], verbose=False).input_ids
+        targets = tokenizer(text_target=[answer_text(example) for example in batch], verbose=False).input_ids
+        for source, target in zip(sources, targets, strict=True):
+            ended = target if target[-1:] and target[-1] in rules.end_token_ids else [*target, rules.end_token_ids[0]]
+            train = np.arange(len(source) + len(ended)) >= len(source)
+            yield _Tokens(source + ended, train, len(source))
+
+
+def _source(example: Example, tokenizer: Any, rules: Rules) -> str:
+    if example.kind == "text":
+        raise DataError("an encoder-decoder needs questions and answers, not plain text", example.where)
+    if example.kind != "chat":
+        return _question(example, rules)
+    asked = example.messages[:-1] if _answered(example) else example.messages
+    if rules.chat:
+        return render_chat(tokenizer, asked, example.columns.get("tools"), open_turn=True, where=example.where)
+    return plain_chat(asked)
+
+
+def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+    """The text between the tokenizer's own special tokens, or between [CLS] and [SEP] when it adds none."""
+    index = {label: i for i, label in enumerate(rules.labels)}
+    if not index:
+        raise DataError(f"an encoder needs class names; the task is {rules.task}", hint="task: classification")
+    opening, closing = _enclosure(tokenizer)
+    for start in range(0, len(examples), _BATCH):
+        batch = examples[start : start + _BATCH]
+        texts = [_encoder_text(example, rules) for example in batch]
+        coded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+        for example, ids in zip(batch, coded, strict=True):
+            whole = opening + ids + closing
+            label = _class(example, index)
+            yield _Tokens(whole, np.zeros(len(whole), bool), len(whole), label)
+
+
+def _encoder_text(example: Example, rules: Rules) -> str:
+    if example.kind in ("text", "chat"):
+        raise DataError("an encoder classifies a text; this row is " + f"a {example.kind}", example.where)
+    return _question(example, rules)
+
+
+def _class(example: Example, index: dict[str, int]) -> int:
+    label = example.label if example.label is not None else answer_text(example).strip()
+    if not label:
+        return -1  # a question alone
+    if label not in index:
+        hint = did_you_mean(label, index) or f"the classes are {', '.join(list(index)[:5])}, …"
+        raise DataError(f"`{label}` is not among the {len(index)} classes", example.where, hint)
+    return index[label]

@@ -1,0 +1,311 @@
+"""What a row means: which of the known formats its columns are, and the Example it becomes.
+
+Lives here: recognising by columns (order of detection: messages, sharegpt, prompt_completion, alpaca, input_output,
+text_label, text) and the checks of each format's cells. Does not live here: reading files (`sources.py`), chats turn
+by turn (`turns.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.data import turns
+from luthier.data.examples import Example, Message, content_id
+from luthier.data.templates import as_text, fill, placeholders
+from luthier.errors import DataError, did_you_mean
+from luthier.spec import Data
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """One row as a format reads it: columns under our names, and the experiment's wishes."""
+
+    values: dict[str, Any]
+    data: Data
+    file: str
+    line: int
+    answered: bool
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def text(self, name: str, *, empty: bool = False) -> str:
+        """The cell `name` as text. DataError where it is missing, null, a structure, or (unless `empty`) blank."""
+        value = self.values.get(name)
+        if value is None:
+            source = self.data.columns.get(name)
+            missing = f"no `{name}`" + (f" (column `{source}`)" if source else "")
+            raise DataError(f"this row has {missing}", self.where, f"it has: {', '.join(self.values)}")
+        if isinstance(value, list | dict):
+            raise DataError(f"`{name}` must be text, not a structure", self.where, "write it as JSON text")
+        if not empty and not as_text(value).strip():
+            raise DataError(f"`{name}` is empty", self.where, "fill it or take the row out")
+        return as_text(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format's name stands in FORMATS; `required` columns make it complete, `others` belong to it too."""
+
+    required: frozenset[str]
+    others: frozenset[str]
+    read: Callable[[Cells], Example]
+
+
+QUESTIONS = ("query", "prompt", "input", "instruction", "question", "problem")
+ANSWERS = ("response", "answer", "output", "target", "targets", "completion")
+_SAID_BESIDE = ("context", "passage", "document", "article", "system", "history", "options", "choices")
+_NOT_OURS = (
+    ({"chosen", "rejected"}, "preference pairs (chosen, rejected)"),
+    ({"input_ids"}, "rows that are already tokenised (input_ids)"),
+    ({"segments"}, "template-free segments (segments)"),
+)
+
+
+def detect(columns: Collection[str], where: str, data: Data | None = None) -> str:
+    """The format whose columns are complete in a file. `where` names the file in errors.
+
+    `data.format` decides alone. `data.columns` renames first; a format that knows all renamed columns is preferred.
+    Aliases (`question` and `answer` for input and output) count only when no format fits and only one reading is
+    possible. Raises DataError when no format or two different ones fit.
+    """
+    wishes = data or Data(train=[])
+    names = _renamed(columns, wishes.columns, where)
+    names |= {"conversations"} & {f"{name}s" for name in names}  # ms-swift writes `conversation`
+    if wishes.format is not None:
+        return _known(wishes.format)
+    for signs, kind in _NOT_OURS:
+        if signs <= names:
+            raise DataError(f"this file holds {kind}, which luthier does not train on", where)
+    fits = [name for name, known in FORMATS.items() if known.required <= names]
+    meant = [f for f in fits if set(wishes.columns) <= FORMATS[f].required | FORMATS[f].others]
+    fits = meant if wishes.columns and meant else fits
+    fits = [f for f in fits if not any(FORMATS[f].required < _all(FORMATS[g]) for g in fits if g != f)]
+    if len(fits) > 1:
+        kinds = " and ".join(f"`{f}` ({', '.join(sorted(FORMATS[f].required))})" for f in fits)
+        raise DataError(f"this file fits two formats: {kinds}", where, f"say which: data.format: {fits[0]}")
+    if fits:
+        return fits[0]
+    if wishes.template is not None and names & {"output", "label"}:
+        return "input_output" if "output" in names else "text_label"
+    if _alias(names, QUESTIONS) and _alias(names, ANSWERS) and not names & set(_SAID_BESIDE):
+        return "input_output"
+    raise _unknown(names, where)
+
+
+def to_example(
+    row: Mapping[str, Any],
+    format: str,  # noqa: A002
+    data: Data,
+    file: str,
+    line: int,
+    answered: bool = True,
+) -> Example:
+    """The Example of one row; DataError with file:line where a cell is missing, empty or of the wrong kind.
+
+    `answered=False` reads a question without its answer (for generation).
+    """
+    renamed = {ours: row[theirs] for ours, theirs in data.columns.items() if theirs in row}
+    values = {name: value for name, value in row.items() if name not in data.columns.values()} | renamed
+    cells = Cells(values, data, file, line, answered)
+    return FORMATS[_known(format)].read(cells)
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The columns that hold a value in at least one row, in order of appearance."""
+    found: dict[str, None] = {}
+    for row in rows:
+        for name, value in row.items():
+            if value is not None and name not in found:
+                found[name] = None
+    return list(found)
+
+
+def _all(known: Format) -> frozenset[str]:
+    return known.required | known.others
+
+
+def _known(name: str) -> str:
+    if name not in FORMATS:
+        hint = did_you_mean(name, FORMATS) or f"one of {', '.join(FORMATS)}"
+        raise DataError(f"`{name}` is not a data format", "data.format", hint)
+    return name
+
+
+def _renamed(columns: Collection[str], mapping: Mapping[str, str], where: str) -> set[str]:
+    for ours, theirs in mapping.items():
+        if theirs not in columns:
+            hint = did_you_mean(theirs, columns) or f"the file has: {', '.join(columns)}"
+            raise DataError(f"`data.columns.{ours}` names the column `{theirs}`, which is not there", where, hint)
+    return (set(columns) - set(mapping.values())) | set(mapping)
+
+
+def _alias(names: Collection[str], known: Collection[str]) -> str | None:
+    """The only one of `known` among `names`; None if there are several or none."""
+    found = [name for name in known if name in names]
+    return found[0] if len(found) == 1 else None
+
+
+def _unknown(names: set[str], where: str) -> DataError:
+    if "label" in names:
+        hint = "say what is classified: data.columns: {text: COLUMN}, or data.template with {COLUMN} in it"
+    else:
+        hint = "say which columns hold what: data.columns: {input: COLUMN, output: COLUMN}"
+    beside = sorted(names & set(_SAID_BESIDE))
+    if beside:
+        hint += f"; what stands in `{beside[0]}` needs a template: data.template: '{{{beside[0]}}} {{input}}'"
+    return DataError(f"the columns {', '.join(sorted(names)) or '(none)'} fit no known format", where, hint)
+
+
+# -- the formats -------------------------------------------------------------------------------------------------------
+
+
+def _messages(cells: Cells) -> Example:
+    messages = turns.from_openai(cells.values.get("messages"), cells.where)
+    return _chat(cells, messages, without=("messages",))
+
+
+def _sharegpt(cells: Cells) -> Example:
+    name = "conversations" if "conversations" in cells.values else "conversation"
+    messages = turns.from_sharegpt(cells.values.get(name), cells.values.get("system"), cells.where)
+    return _chat(cells, messages, without=("conversations", "conversation"))
+
+
+def _chat(cells: Cells, messages: tuple[Message, ...], without: tuple[str, ...]) -> Example:
+    tools = turns.tools(cells.values.get("tools"), cells.where)
+    if cells.answered:
+        turns.require_answer(messages, cells.where)
+        while messages[-1].role != "assistant":  # nothing is learned after the last answer
+            messages = messages[:-1]
+    columns = {name: value for name, value in cells.values.items() if name not in without}
+    if tools:
+        columns["tools"] = tools
+    told = [
+        {"role": m.role, "content": m.content} | m.extra | ({} if m.train is None else {"train": m.train})
+        for m in messages
+    ]
+    identity = content_id({"messages": told, "tools": tools})
+    return Example(identity, "chat", messages, columns=columns, file=cells.file, line=cells.line)
+
+
+def _prompt_completion(cells: Cells) -> Example:
+    prompt, completion = cells.values.get("prompt"), cells.values.get("completion")
+    if isinstance(cells.values.get("label"), bool):
+        raise DataError("`label` says good or bad: these are judged answers, not answers to learn", cells.where)
+    if isinstance(prompt, list) or isinstance(completion, list):
+        told = turns.from_openai(prompt, cells.where, column="prompt")
+        answer = turns.from_openai(completion, cells.where, column="completion") if cells.answered else ()
+        return _chat(cells, told + answer, without=("prompt", "completion"))
+    question = cells.text("prompt", empty=True)
+    return _pair(cells, question, cells.text("completion") if cells.answered else None, exact=True)
+
+
+def _alpaca(cells: Cells) -> Example:
+    instruction = cells.text("instruction")
+    given = cells.values.get("input")
+    question = f"{instruction}\n{cells.text('input')}" if given is not None and as_text(given).strip() else instruction
+    answer = cells.text("output") if cells.answered else None
+    if cells.values.get("system") or cells.values.get("history"):
+        messages = turns.from_pairs(cells.values.get("system"), cells.values.get("history"), cells.where)
+        messages += (Message("user", question),)
+        messages += (Message("assistant", answer),) if answer is not None else ()
+        return _chat(cells, messages, without=("instruction", "input", "output", "system", "history"))
+    return _pair(cells, question, answer)
+
+
+def _input_output(cells: Cells) -> Example:
+    """With aliases; with a template that needs no `input`, the filled template is the question."""
+    question, answer = "input", "output"
+    if "output" not in cells.values:
+        answer = _alias(cells.values, ANSWERS) or "output"
+    if "input" not in cells.values:
+        question = _alias([name for name in cells.values if name != answer], QUESTIONS) or "input"
+    told = cells.text(answer) if cells.answered else None
+    if cells.values.get(question) is None and cells.data.template and "input" not in placeholders(cells.data.template):
+        return _pair(cells, fill(cells.data.template, _all_columns(cells), cells.where), told, answer=answer)
+    return _pair(cells, cells.text(question), told, answer=answer)
+
+
+def _text_label(cells: Cells) -> Example:
+    label = _label(cells.values.get("label"), cells.data.labels, cells.where) if cells.answered else None
+    template = cells.data.template
+    if cells.values.get("text") is None and template and not {"text", "input"} & set(placeholders(template)):
+        text = fill(template, _all_columns(cells), cells.where)
+    else:
+        text = cells.text("text")
+    columns = _all_columns(cells) | {"text": text, "input": text}
+    identity = content_id({"text": text, "label": label} | _said_by_template(cells, columns, "label"))
+    return Example(identity, "label", text=text, label=label, columns=columns, file=cells.file, line=cells.line)
+
+
+def _label(value: Any, names: tuple[str, ...] | None, where: str) -> str:
+    """The class's name: text as it is, a whole number as its digits, or as the index of `data.labels` if given."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        if value != int(value):
+            raise DataError(f"the label {value} is not a class", where, "luthier classifies; it does not regress")
+        value = str(int(value))
+    if isinstance(value, list | dict):
+        raise DataError("`label` must be one class, not several", where, "one row per class, or names joined to one")
+    if value is None or not value.strip():
+        raise DataError("`label` is empty", where, "fill it or take the row out")
+    label = value.strip()
+    if names and label not in names and label.isdecimal() and int(label) < len(names):
+        return names[int(label)]
+    return label
+
+
+def _text(cells: Cells) -> Example:
+    text = cells.text("text")
+    columns = {name: value for name, value in cells.values.items() if name != "text"}
+    return Example(content_id({"text": text}), "text", text=text, columns=columns, file=cells.file, line=cells.line)
+
+
+def _pair(cells: Cells, question: str, told: str | None, *, answer: str = "output", exact: bool = False) -> Example:
+    columns = _all_columns(cells)
+    if "instruction" not in placeholders(cells.data.template) or "input" not in columns:
+        columns["input"] = question
+    extra = _said_by_template(cells, columns, "completion" if exact else answer)
+    identity = content_id({"input": question, "output": told} | extra)
+    messages = (Message("user", question),) + ((Message("assistant", told),) if told is not None else ())
+    return Example(identity, "pair", messages, columns=columns, file=cells.file, line=cells.line, exact=exact)
+
+
+def _all_columns(cells: Cells) -> dict[str, Any]:
+    """Every column of the row, under our names and, where nothing else is called so, its own."""
+    return cells.values | {
+        theirs: cells.values[ours]
+        for ours, theirs in cells.data.columns.items()
+        if ours in cells.values and theirs not in cells.values
+    }
+
+
+def _said_by_template(cells: Cells, columns: Mapping[str, Any], answer: str) -> dict[str, Any]:
+    """What the template takes from other columns belongs to the content; the answer itself must not be among them."""
+    names = placeholders(cells.data.template)
+    shown = {answer, cells.data.columns.get(answer)} & set(names)
+    if shown:
+        hint = "end the template where the answer begins"
+        raise DataError(f"the template shows the answer (`{{{shown.pop()}}}`) in the prompt", "data.template", hint)
+    if names:
+        fill(cells.data.template or "", columns, cells.where)
+    return {name: columns[name] for name in names if name not in ("input", "text")}
+
+
+def _format(read: Callable[[Cells], Example], required: str, others: str = "") -> Format:
+    return Format(frozenset(required.split()), frozenset(others.split()), read)
+
+
+FORMATS: dict[str, Format] = {
+    "messages": _format(_messages, "messages", "tools"),
+    "sharegpt": _format(_sharegpt, "conversations", "system tools"),
+    "prompt_completion": _format(_prompt_completion, "prompt completion"),
+    "alpaca": _format(_alpaca, "instruction output", "input system history"),
+    "input_output": _format(_input_output, "input output"),
+    "text_label": _format(_text_label, "text label"),
+    "text": _format(_text, "text"),
+}

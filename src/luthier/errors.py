@@ -1,0 +1,57 @@
+"""What can go wrong, said so that a person can act on it: message, where, what next.
+
+Every error a user can cause is a `LuthierError`; anything else that escapes is a defect of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LuthierError(Exception):
+    """An error with a place and a way out. Picklable, so that it crosses process borders whole."""
+
+    def __init__(self, message: str, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, where, hint)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        place = f" ({self.where})" if self.where else ""
+        advice = f"\n\nhint: {self.hint}" if self.hint else ""
+        return f"{self.message}{place}{advice}"
+
+
+class SpecError(LuthierError, ValueError):
+    """The experiment says something that cannot be meant."""
+
+
+class DataError(LuthierError, ValueError):
+    """The rows cannot be read, or would fail silently in training."""
+
+
+class ModelError(LuthierError, RuntimeError):
+    """A base or an adapter cannot be loaded, saved or combined."""
+
+
+class TrainingError(LuthierError, RuntimeError):
+    """The run cannot go on."""
+
+
+class NotFound(LuthierError, LookupError):
+    """A run, file or name that does not exist."""
+
+
+class MissingExtra(LuthierError, ImportError):
+    """An optional dependency is not installed; the hint is the command that installs it."""
+
+    def __init__(self, message: str, where: str | None = None, hint: str | None = None) -> None:
+        LuthierError.__init__(self, message, where, hint)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """The hint for a misspelt word, or None when nothing is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else None

@@ -1,0 +1,391 @@
+"""Adapter folders in PEFT's format: save, read, strict load, merge. And whole models, for full tuning.
+
+Lives here: the files and what they promise (`luthier.json`). Does not live here: the trained tensors (`methods.py`).
+A folder is complete or absent: it is written beside its place and renamed.
+
+The format is that of PEFT 0.21 (`adapter_config.json`, `adapter_model.safetensors`); PEFT itself is not needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier import __version__, runs, spec
+from luthier.errors import ModelError
+from luthier.models import refusals
+from luthier.models.base import Base
+from luthier.models.card import model_card
+from luthier.models.facts import quiet
+from luthier.models.lora import lora_scale
+from luthier.models.methods import PEFT_PREFIX, PROMPT_PREFIX, Slot, Tuned
+
+CONFIG, WEIGHTS, MANIFEST, CARD = "adapter_config.json", "adapter_model.safetensors", "luthier.json", "README.md"
+TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "SEQ_CLS"}
+
+# The keys of a PEFT configuration we read or need not. Any other with a value of its own changes the mathematics: refused.
+_KNOWN = """
+peft_type task_type base_model_name_or_path revision inference_mode peft_version auto_mapping modules_to_save
+r lora_alpha lora_dropout use_rslora fan_in_fan_out init_lora_weights
+target_modules exclude_modules layers_to_transform layers_pattern
+num_virtual_tokens token_dim num_layers num_attention_heads num_transformer_submodules
+prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
+"""
+_NEUTRAL: dict[str, Any] = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}
+_HARMLESS_INIT = {True, False, "gaussian", "eva", "orthogonal"}  # others change the base's weights
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """A folder's content, read and checked: `tensors` by the names of `Slot.tensors()`, `manifest` None from others."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    manifest: Mapping[str, Any] | None
+
+
+def save(tuned: Tuned, slot: Slot, folder: Path) -> Path:
+    """Write what `slot` learned to `folder`: an adapter, or for full tuning the whole model. Replaces what was there.
+
+    With the tokenizer, a model card and `luthier.json`, which names base, vocabulary and files by content.
+    Raises ModelError if a value is not finite: then nothing is written.
+    """
+    base = tuned.base
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in slot.tensors().items()}
+    broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
+    if broken:
+        raise ModelError(f"`{broken[0]}` holds values that are not finite; nothing was saved", str(folder))
+    with whole_folder(folder) as partial:
+        if isinstance(slot.method, spec.Full):
+            save_model(base, partial)
+        else:
+            runs.write_json(partial / CONFIG, _config(base, slot))
+            safetensors.torch.save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+            save_tokenizer(base, partial)
+        write_manifest(partial, base, slot.method)
+    return folder
+
+
+def read(folder: Path) -> AdapterFiles:
+    """What an adapter folder holds, from us or from PEFT. Nothing is followed, no pickle is opened, no code is run.
+
+    Raises ModelError for a folder that is refused (`refusals.py`), damaged, or of a method luthier does not have.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"no {CONFIG}: this is not an adapter folder", str(folder))
+    refusals.scan(folder, known_model_type=False)
+    config = refusals.read_json(folder / CONFIG, "config")
+    if not (folder / WEIGHTS).is_file():
+        others = [path.name for path in folder.glob("adapter_model.*")]
+        hint = f"found {', '.join(others)}; a pickle is never opened" if others else None
+        raise ModelError(f"no {WEIGHTS}", str(folder), hint)
+    manifest = refusals.read_json(folder / MANIFEST, "config") if (folder / MANIFEST).is_file() else None
+    data = (folder / WEIGHTS).read_bytes()
+    if manifest is not None and manifest.get("files", {}).get(WEIGHTS) != hashlib.sha256(data).hexdigest():
+        raise ModelError(f"{WEIGHTS} is not the file luthier wrote (its hash differs)", str(folder / WEIGHTS))
+    tensors = safetensors.torch.load(data)
+    _check_config(config, tensors, folder / CONFIG)
+    return AdapterFiles(folder, config, tensors, manifest)
+
+
+def method_of(files: AdapterFiles) -> spec.Method:
+    """The method to attach so that `load` fits; target modules are those the tensors name."""
+    config, manifest = files.config, files.manifest
+    if config["peft_type"] == "PROMPT_TUNING":
+        return spec.PromptTuning(virtual_tokens=config["num_virtual_tokens"], init_method="random")
+    ending = ".lora_A.weight"
+    targets = [key.removeprefix(PEFT_PREFIX).removesuffix(ending) for key in files.tensors if key.endswith(ending)]
+    fields = {
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "dropout": config.get("lora_dropout", 0.0),
+        "target_modules": tuple(targets),
+        "rslora": config.get("use_rslora", False),
+    }
+    if manifest is not None and manifest["method"]["type"] == "qlora":
+        extra = {name: manifest["method"][name] for name in ("bits", "double_quantization")}
+        return spec.QLora(**fields, **extra)
+    return spec.Lora(**fields)
+
+
+def load(tuned: Tuned, slot: Slot, files: AdapterFiles | Path) -> None:
+    """Copy an adapter into `slot`, strictly: same base, same keys, same shapes. On any error the slot is untouched.
+
+    A head that another program left out of its adapter keeps the base's own weights, if the base has them.
+    """
+    files = files if isinstance(files, AdapterFiles) else read(files)
+    check_base(tuned.base, files)
+    own, given = slot.tensors(), dict(files.tensors)
+    where = str(files.folder / WEIGHTS)
+    if files.manifest is None:
+        for key in own.keys() - given.keys():
+            name = key.removeprefix(PROMPT_PREFIX if slot.virtual_tokens else PEFT_PREFIX)
+            if ".lora_" not in key and key != "prompt_embeddings" and name not in tuned.base.missing:
+                given[key] = tuned.base.model.get_parameter(name)
+        rows = files.config.get("num_virtual_tokens")
+        if "prompt_embeddings" in given and files.config.get("num_transformer_submodules") == 2:
+            given["prompt_embeddings"] = given["prompt_embeddings"][:rows]  # PEFT reads only the encoder's half
+    for key in sorted(own.keys() | given.keys()):
+        if key not in given:
+            raise ModelError(f"the adapter lacks `{key}`", where)
+        if key not in own:
+            raise ModelError(f"the adapter holds `{key}`, which this base and method have no place for", where)
+        if given[key].shape != own[key].shape:
+            shapes = f"{tuple(given[key].shape)}, expected {tuple(own[key].shape)}"
+            raise ModelError(f"`{key}` has shape {shapes}", where)
+        exact = files.manifest is not None  # others save in half precision too, which float32 holds exactly
+        if given[key].dtype not in ({torch.float32} if exact else {torch.float32, torch.bfloat16, torch.float16}):
+            raise ModelError(f"`{key}` is {given[key].dtype}, expected torch.float32", where)
+        if not torch.isfinite(given[key]).all():
+            raise ModelError(f"`{key}` holds values that are not finite", where)
+    with torch.no_grad():
+        for key, tensor in own.items():
+            tensor.copy_(given[key])
+
+
+def check_base(base: Base, files: AdapterFiles) -> None:
+    """Raise ModelError naming what differs if the adapter was not trained on this base."""
+    where = str(files.folder)
+    trained_on = files.config.get("base_model_name_or_path")
+    if files.manifest is None:
+        if trained_on not in (base.name, _name_to_load(base)):
+            hint = "if it is the same model, write its name into adapter_config.json"
+            raise ModelError(f"the adapter was trained on `{trained_on}`, not on `{base.name}`", where, hint)
+        if files.config.get("revision") not in (None, "main", base.revision):
+            raise ModelError(
+                f"the adapter was trained on revision {files.config['revision']}, this is {base.revision}", where
+            )
+        return
+    then, now = files.manifest["base"], base_facts(base)
+    words = {
+        "vocabulary": "a vocabulary of {} rows, this base has {}: it was resized",
+        "revision": "revision {}, this is {}",
+        "weights": "other weights ({:.12}…, these are {:.12}…)",
+        "tokenizer": "another tokenizer ({:.12}…, this is {:.12}…)",
+    }
+    for field, said in words.items():
+        if then[field] != now[field] and (field != "revision" or then["weights"] != now["weights"]):
+            raise ModelError(
+                f"the adapter of `{then['name']}` was trained on {said.format(str(then[field]), str(now[field]))}",
+                where,
+            )
+    if list(files.manifest["labels"]) != list(base.labels):
+        raise ModelError(f"the adapter tells {list(files.manifest['labels'])} apart, not {list(base.labels)}", where)
+
+
+def merge(base: Base, files: AdapterFiles) -> None:
+    """Write the adapter into the weights of `base`, in place: W + s B A in float32, rounded once to the base's dtype.
+
+    A quantized base is dequantized first and stays so: rounding back would undo a small adapter. A trained tensor that
+    was tied to another is untied. Raises ModelError for soft prompts, which no weight can hold.
+    """
+    if files.config["peft_type"] == "PROMPT_TUNING":
+        hint = "publish the adapter, or serve it with luthier or PEFT"
+        raise ModelError("a soft prompt cannot be merged: it is input, not weights", str(files.folder), hint)
+    check_base(base, files)
+    dequantize(base)
+    config = files.config
+    scale = lora_scale(config["r"], config["lora_alpha"], config.get("use_rslora", False))
+    with torch.no_grad():
+        for key, tensor in files.tensors.items():
+            name = key.removeprefix(PEFT_PREFIX)
+            if name.endswith(".lora_A.weight"):
+                module = base.model.get_submodule(name.removesuffix(".lora_A.weight"))
+                change = scale * (files.tensors[key.replace("lora_A", "lora_B")].float() @ tensor.float())
+                change = change.t() if isinstance(module, Conv1D) else change
+                _assign(base, module, "weight", module.weight.float() + change.to(module.weight.device))
+            elif not name.endswith(".lora_B.weight"):
+                path, _, leaf = name.rpartition(".")
+                _assign(base, base.model.get_submodule(path), leaf, tensor)
+
+
+def dequantize(base: Base) -> None:
+    """Replace every quantized layer by a plain one with the weights that training saw, in the base's precision."""
+    quantized = [
+        (name, module)
+        for name, module in base.model.named_modules()
+        if isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+    ]
+    if quantized:
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        for name, module in quantized:
+            eight = type(module.weight).__name__ == "Int8Params"
+            weight = dequantize_bnb_weight(module.weight, module.state if eight else None).to(base.dtype)
+            transposed = module.source_cls is Conv1D  # what the layer was before transformers quantized it
+            weight = weight.t().contiguous() if transposed else weight
+            with torch.device("meta"):
+                plain = (Conv1D if transposed else nn.Linear)(*weight.shape[::-1])
+            plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), module.bias
+            base.model.set_submodule(name, plain)
+    vars(base.model.config).pop("quantization_config", None)
+
+
+def _assign(base: Base, module: nn.Module, leaf: str, value: Tensor) -> None:
+    """Give a parameter a new value without changing one it is tied to."""
+    old = module.get_parameter(leaf)
+    module.register_parameter(leaf, nn.Parameter(value.to(old.device, old.dtype), requires_grad=False))
+    holders = sum(1 for _, other in base.model.named_parameters(remove_duplicate=False) if other is old)
+    if holders and base.model.config.tie_word_embeddings:
+        base.model.config.tie_word_embeddings = False
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into; put in its place when the block ends well, removed when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors leaves its files readable by the owner only
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        runs.sync_folder(partial)
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            folder.replace(old)
+        partial.replace(folder)
+        runs.sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_model(base: Base, folder: Path) -> None:
+    """The whole model as transformers loads it: safetensors, configuration, tokenizer and chat template."""
+    with quiet():
+        base.model.save_pretrained(folder)
+    save_tokenizer(base, folder)
+
+
+def save_tokenizer(base: Base, folder: Path) -> None:
+    """The tokenizer's files, unless it knows tokens the base has no row for: PEFT would then resize the base."""
+    if len(base.tokenizer) <= base.model.get_input_embeddings().num_embeddings:
+        with quiet():
+            base.tokenizer.save_pretrained(folder)
+
+
+def write_manifest(folder: Path, base: Base, method: spec.Method, merged: bool = False) -> dict[str, Any]:
+    """`luthier.json` (base, vocabulary, labels, method, sha256 of all files) and the model card; returns the former."""
+    manifest = {
+        "luthier": __version__,
+        "base": base_facts(base),
+        "family": base.family,
+        "labels": list(base.labels),
+        "method": method.model_dump(mode="json"),
+        "merged": merged,
+    }
+    (folder / CARD).write_text(model_card(manifest, merged), encoding="utf-8")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    manifest["files"] = {path.name: sha256(path) for path in files}
+    runs.write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def base_facts(base: Base) -> dict[str, Any]:
+    """What must be the same when an adapter is loaded again."""
+    return {
+        "name": _name_to_load(base),
+        "revision": base.revision,
+        "weights": base.weights,
+        "vocabulary": base.model.get_input_embeddings().num_embeddings,
+        "tokenizer": base.tokenizer_hash,
+    }
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name_to_load(base: Base) -> str:
+    """The Hub id, or the absolute path of a local base, so that PEFT finds it from any working directory."""
+    return base.name if base.revision is not None else str(base.folder.resolve())
+
+
+def _config(base: Base, slot: Slot) -> dict[str, Any]:
+    text = base.model.config.get_text_config()
+    config = {
+        "base_model_name_or_path": _name_to_load(base),
+        "revision": base.revision,
+        "task_type": TASK_TYPE[base.family],
+        "inference_mode": True,
+        "modules_to_save": list(base.fresh) or None,
+    }
+    if isinstance(slot.method, spec.PromptTuning):
+        return config | {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": slot.method.virtual_tokens,
+            "token_dim": base.model.get_input_embeddings().embedding_dim,
+            "num_layers": base.facts.layers,
+            "num_attention_heads": text.num_attention_heads,
+            "num_transformer_submodules": 1,
+            "prompt_tuning_init": "RANDOM",
+        }
+    return config | {
+        "peft_type": "LORA",
+        "r": slot.method.rank,
+        "lora_alpha": int(slot.method.alpha) if slot.method.alpha == int(slot.method.alpha) else slot.method.alpha,
+        "lora_dropout": slot.method.dropout,
+        "use_rslora": slot.method.rslora,
+        "target_modules": _short_targets(base, slot.targets),
+        "fan_in_fan_out": any(isinstance(base.model.get_submodule(name).base, Conv1D) for name in slot.targets[:1]),
+        "bias": "none",
+        "init_lora_weights": True,
+    }
+
+
+def _short_targets(base: Base, targets: tuple[str, ...]) -> list[str]:
+    """The shortest endings of module names that mean exactly `targets` to PEFT; else the whole names."""
+    names = [name for name, _ in base.model.named_modules()]
+    for parts in (1, 2):
+        endings = sorted({".".join(name.split(".")[-parts:]) for name in targets})
+        meant = {name for name in names if any(name == ending or name.endswith("." + ending) for ending in endings)}
+        if meant == set(targets):
+            return endings
+    return sorted(targets)
+
+
+def _check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+    kind = config.get("peft_type")
+    sizes = {"LORA": ("r", "lora_A"), "PROMPT_TUNING": ("num_virtual_tokens", "prompt_embeddings")}
+    if kind not in sizes:
+        raise ModelError(f"PEFT's `{kind}` is not a method of luthier", str(path), "it loads LORA and PROMPT_TUNING")
+    field, part = sizes[kind]
+    found = {len(tensor) for name, tensor in tensors.items() if part in name}
+    expected = config.get(field)
+    if not isinstance(expected, int) or found not in (
+        {expected},
+        {expected * config.get("num_transformer_submodules", 1)},
+    ):
+        raise ModelError(f"`{field}` is {expected}, the tensors say {sorted(found)}", str(path))
+    if kind == "LORA" and not (isinstance(config.get("lora_alpha"), int | float) and config["lora_alpha"] > 0):
+        raise ModelError("`lora_alpha` must be a positive number", str(path))
+    for key, value in config.items():
+        if key not in _KNOWN.split() and value not in (None, False, {}, [], _NEUTRAL.get(key)):
+            raise ModelError(f"`{key}: {value}` is a variant luthier does not compute", str(path))
+    if config.get("init_lora_weights", True) not in _HARMLESS_INIT:
+        said = config["init_lora_weights"]
+        raise ModelError(
+            f"`init_lora_weights: {said}` changes the base's own weights", str(path), "convert it with PEFT first"
+        )

@@ -1,0 +1,191 @@
+"""N low-rank adapters on one frozen linear map. Pure maths: torch only.
+
+LoRA (Hu et al. 2021, arXiv 2106.09685): a frozen `y = x Wᵀ + b` gains `s · (x Aᵀ) Bᵀ`, with A (r, in) drawn as PEFT
+draws it, B (out, r) zero, and `s = alpha / r`, or `alpha / √r` for rank-stabilised LoRA (arXiv 2312.03732). Only A
+and B are trained.
+
+Slots. Rows of x belong to slots, contiguous ranges of the batch; each range meets its own A and B, a range whose slot
+has none here meets W alone. What rows belong to whom stands in `Turn`, which all layers of a model share.
+
+Dropout on x before A is a function of (slot seed, step, layer, stored token, feature), not of a random state: the same
+mask whatever the layout, on recomputation, after a resume, and next to any other slot. A layer that a model
+applies several times (ALBERT) draws the same mask each time.
+
+Letters: N rows, r rank; `in` and `out` the widths of W.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(slots=True)
+class Turn:
+    """Which rows of the batch in flight belong to which slot: (slot, start, stop) out of `units`.
+
+    A unit is one token of a flat batch or one sequence of a padded one; a layer that sees k rows a unit scales the
+    ranges by k. While training, `steps` says how far each slot is and `keys` names the rows, by how many there are:
+    both decide dropout.
+    """
+
+    ranges: tuple[tuple[int, int, int], ...] = ()
+    units: int = 1
+    steps: Mapping[int, int] | None = None
+    keys: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One slot's A (r, in) and B (out, r), both float32 leaves, with its scale and dropout."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    dropout: float
+    seed: int
+
+
+def lora_scale(rank: int, alpha: float, rslora: bool) -> float:
+    """Factor on the low-rank product.
+
+    >>> lora_scale(8, 2, False), lora_scale(16, 8, True)
+    (0.25, 2.0)
+    """
+    return alpha / math.sqrt(rank) if rslora else alpha / rank
+
+
+def draw_a(rank: int, width: int, seed: int, name: str) -> Tensor:
+    """A (r, in), uniform in ±1/√in (Kaiming with a = √5, PEFT's default); a function of (seed, layer name) alone."""
+    bound = 1 / math.sqrt(width)
+    generator = torch.Generator().manual_seed(mix(seed, name))
+    return (torch.rand(rank, width, generator=generator) * 2 - 1) * bound
+
+
+def mix(seed: int, name: str) -> int:
+    """One number below 2³² from a seed and a name."""
+    return zlib.crc32(name.encode(), seed & 0xFFFFFFFF)
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer, or transformers' `Conv1D` (weight stored transposed), with one adapter or none a slot."""
+
+    def __init__(self, base: nn.Module, name: str, turn: Turn, transposed: bool, quantized: bool) -> None:
+        super().__init__()
+        self.base = base
+        self.name = name
+        self.turn = turn
+        self.transposed = transposed
+        self.quantized = quantized
+        self.adapters: dict[int, Adapter] = {}
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: some models look at its type before they call the layer."""
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…, in)` to `(…, out)`; the base's own dtype in and out, the low-rank path in float32 products of it."""
+        rows = x.reshape(-1, x.shape[-1])
+        parts, tensors = self._parts(rows)
+        if not parts:
+            return self.base(x)
+        if self.quantized:  # the layer knows how to dequantize; its own backward does so once
+            y = self.base(rows) + _LowRank.apply(rows, None, None, parts, *tensors)
+        else:
+            weight = self.base.weight.t() if self.transposed else self.base.weight
+            y = _LowRank.apply(rows, weight, self.base.bias, parts, *tensors)
+        return y.view(*x.shape[:-1], -1)
+
+    def _parts(self, rows: Tensor) -> tuple[list[tuple[int, int, float, Tensor | None]], list[Tensor]]:
+        """(start, stop, scale, dropout mask) and A, B of every slot with rows here."""
+        turn, parts, tensors = self.turn, [], []
+        scale_up = len(rows) // turn.units
+        for slot, start, stop in turn.ranges:
+            adapter = self.adapters.get(slot)
+            if adapter is None:
+                continue
+            start, stop = start * scale_up, stop * scale_up
+            mask = None
+            if adapter.dropout and turn.steps is not None:
+                keys = turn.keys[len(rows)][start:stop]
+                mask = dropout_mask(
+                    keys, rows.shape[1], adapter.dropout, mix(adapter.seed, f"{turn.steps[slot]}.{self.name}")
+                )
+            parts.append((start, stop, adapter.scale, mask))
+            tensors += [adapter.a, adapter.b]
+        return parts, tensors
+
+
+class _LowRank(torch.autograd.Function):
+    """y = x Wᵀ + bias, plus s (m x Aᵀ) Bᵀ on each slot's rows; without W (None) the low-rank part alone.
+
+    With g the gradient of y and, on a slot's rows, u = (m x) Aᵀ and v = s g B:  dB = s gᵀ u,  dA = vᵀ (m x),
+    dx = g W + m (v A). Nothing is computed for W, nor dx where nothing below is trained.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, parts: Sequence, *tensors: Tensor
+    ) -> Tensor:
+        if weight is not None:
+            y = F.linear(x, weight, bias)
+        else:
+            y = x.new_zeros(len(x), tensors[1].shape[0])
+        downs = []
+        for (start, stop, scale, mask), a, b in zip(parts, tensors[::2], tensors[1::2], strict=True):
+            part = x[start:stop] if mask is None else x[start:stop] * mask
+            down = part.to(a.dtype) @ a.t()
+            y[start:stop].add_((down @ b.t()).mul_(scale).to(y.dtype))
+            downs.append(down)
+        ctx.save_for_backward(x, weight, *tensors, *downs)
+        ctx.parts = parts
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *saved = ctx.saved_tensors
+        count = len(ctx.parts)
+        tensors, downs = saved[: 2 * count], saved[2 * count :]
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ weight if weight is not None else torch.zeros_like(x)
+        grads = []
+        for i, (start, stop, scale, mask) in enumerate(ctx.parts):
+            a, b = tensors[2 * i], tensors[2 * i + 1]
+            part = x[start:stop] if mask is None else x[start:stop] * mask
+            g = grad[start:stop].to(b.dtype) * scale
+            up = g @ b
+            grads += [up.t() @ part.to(a.dtype), g.t() @ downs[i]]
+            if grad_x is not None:
+                back = (up @ a).to(grad_x.dtype)
+                grad_x[start:stop].add_(back if mask is None else back * mask)
+        return (grad_x, None, None, None, *grads)
+
+
+def dropout_mask(keys_N: Tensor, width: int, p: float, seed: int) -> Tensor:
+    """(N, width) float32: 0 with probability p, else 1/(1 - p). Element (i, j) depends on (key i, j, seed) alone.
+
+    A counter-based generator in the manner of Salmon et al. (SC 2011), with the integer finaliser of MurmurHash3: the
+    counter is one 32-bit number from row and column, three multiply-xorshift rounds make it uniform.
+    """
+    columns = torch.arange(width, dtype=torch.int32, device=keys_N.device) * _signed(0x9E3779B1)
+    h = keys_N[:, None] ^ (columns + _signed(seed))[None, :]
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 0x27D4EB2F)):
+        h ^= (h >> shift) & ((1 << (32 - shift)) - 1)
+        h *= _signed(factor)
+    h ^= (h >> 15) & ((1 << 17) - 1)
+    uniform = (h >> 1) & 0x7FFFFFFF
+    return (uniform >= int(p * 2**31)).float() / (1 - p)
+
+
+def _signed(number: int) -> int:
+    """The 32-bit pattern as int32 arithmetic reads it."""
+    number &= 0xFFFFFFFF
+    return number - (1 << 32) if number >= 1 << 31 else number

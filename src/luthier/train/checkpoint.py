@@ -1,0 +1,159 @@
+"""Checkpoints that are complete or invisible, and resuming from the newest one that verifies.
+
+A checkpoint is a folder `step-00000120/`: `weights.safetensors` (what the slot trains, under PEFT's names),
+`optimizer.safetensors`, `progress.json`, and `MANIFEST.json` with the size and SHA-256 of each. It is written beside
+its place under a hidden name, synced, and renamed; nothing is deleted before its successor stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from luthier.errors import TrainingError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Everything a run must remember besides tensors: the data order and dropout are functions of seed and step."""
+
+    step: int = 0
+    tokens: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    worse: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    progress: Progress
+
+    def weights(self) -> dict[str, Tensor]:
+        return load_file(self.path / "weights.safetensors")
+
+    def optimizer(self) -> dict[str, Tensor]:
+        return load_file(self.path / "optimizer.safetensors")
+
+
+def save(folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
+    """Write `folder/step-…`. Raises TrainingError with path and bytes where the disk refuses; older ones stay intact."""
+    final = _place(folder, progress.step)
+    staging = folder / f".{final.name}.tmp-{uuid.uuid4().hex[:8]}"
+    tensors = {"weights.safetensors": weights, "optimizer.safetensors": optimizer}
+    try:
+        staging.mkdir(parents=True)
+        for name, content in tensors.items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, staging / name)
+        (staging / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        files = {name: _facts(staging / name) for name in (*tensors, "progress.json")}
+        (staging / "MANIFEST.json").write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
+        for path in staging.iterdir():
+            path.chmod(0o644)
+            _sync(path)
+        if final.exists():  # the same step saved again after a resume: the same content
+            shutil.rmtree(final)
+        staging.rename(final)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        need = sum(value.nbytes for content in tensors.values() for value in content.values())
+        hint = (
+            f"{need / 2**20:.1f} MiB are needed; make room and run the same command again: the older checkpoint stands"
+        )
+        raise TrainingError(f"the checkpoint could not be written: {error.strerror}", str(final), hint) from error
+    return final
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
+    complaints = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        fault = _fault(path)
+        if fault is None:
+            return Checkpoint(path, _progress(path)), complaints
+        complaints.append(f"{path.name} is damaged ({fault}); using the one before")
+    return None, complaints
+
+
+def at(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of that step. Raises TrainingError where it is missing or damaged."""
+    path = _place(folder, step)
+    fault = _fault(path)
+    if fault is not None:
+        raise TrainingError(f"checkpoint {path.name} is damaged: {fault}", where=str(path))
+    return Checkpoint(path, _progress(path))
+
+
+def rotate(folder: Path, keep: set[int]) -> None:
+    """Delete what is not among the steps to keep, once those stand and verify; and what crashed saves left."""
+    kept = {_place(folder, step) for step in keep}
+    if any(_fault(path) is not None for path in kept):
+        return
+    for path in folder.iterdir():
+        if (path.name.startswith("step-") and path not in kept) or ".tmp-" in path.name:
+            shutil.rmtree(path)
+
+
+def restore(into: dict[str, Tensor], saved: dict[str, Tensor], where: Path) -> None:
+    """Copy tensors by name. Raises TrainingError for one missing, extra, of another shape or type."""
+    wrong = sorted(set(into) ^ set(saved)) or [
+        name for name in into if into[name].shape != saved[name].shape or into[name].dtype != saved[name].dtype
+    ]
+    if wrong:
+        raise TrainingError(
+            f"the checkpoint does not fit this run: `{wrong[0]}` and {len(wrong) - 1} more differ", where=str(where)
+        )
+    with torch.no_grad():
+        for name, tensor in into.items():
+            tensor.copy_(saved[name])
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def _progress(path: Path) -> Progress:
+    return Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / "MANIFEST.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"format {manifest['format']}, not {FORMAT}"
+        for name, facts in manifest["files"].items():
+            if _facts(path / name) != facts:
+                return f"{name} differs from the manifest"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

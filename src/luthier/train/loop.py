@@ -1,0 +1,276 @@
+"""The one loop: `train(tuned, jobs)` trains every slot of a base and yields events.
+
+A turn of the loop is one update of every live slot. Their examples ride the same micro-batches, each slot's loss is
+divided by its own count of trained tokens, one backward pass fills all gradients, each slot clips and steps at its own
+rate. No slot can feel another.
+
+Lives here: the order of things. Does not live here: what a batch is (`data/batches.py`), what is trained
+(`models/methods.py`), files (`checkpoint.py`), what is done with events (`worker.py` and whoever listens).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from luthier.data.batches import (
+    PaddedBatch,
+    Share,
+    epoch_order,
+    flat_batches,
+    grouped_order,
+    padded_batches,
+    stored_tokens,
+    trained_entries,
+)
+from luthier.data.examples import Encoded
+from luthier.errors import TrainingError
+from luthier.models.forward import Batch
+from luthier.models.lora import mix
+from luthier.models.methods import Slot, Tuned
+from luthier.runs import Evaluated, Event, Finished, Noted, Saved, Started, Stepped
+from luthier.spec import Training, batches_per_epoch, steps_per_epoch
+from luthier.train import checkpoint
+from luthier.train.checkpoint import Progress
+from luthier.train.optimizer import SlotOptimizer
+
+BAD_STEPS_IN_A_ROW = 3
+TOKEN_BUDGET = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One slot's work. `training` has every value resolved; `checkpoints` is the folder to save in and resume from."""
+
+    run: str
+    training: Training
+    seed: int
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
+    checkpoints: Path
+
+
+@dataclass(slots=True)
+class Lane:
+    """A slot on its way: its job, its optimizer, how far it is."""
+
+    slot: Slot
+    job: Job
+    optimizer: SlotOptimizer
+    epoch_steps: int
+    steps: int
+    progress: Progress
+    loss: float = 0.0
+    tokens: int = 0
+    bad_in_a_row: int = 0
+    live: bool = True
+
+
+def train(
+    tuned: Tuned, jobs: Sequence[Job], stop: Callable[[], bool] = lambda: False, budget: int = TOKEN_BUDGET
+) -> Iterator[Event]:
+    """Train slot i of `tuned` on job i until every job has finished; afterwards each slot holds its best weights.
+
+    Resumes each job from its newest checkpoint that verifies. `stop` is asked between micro-batches: when it says yes
+    the unfinished update is forgotten, every live job saves and ends as `stopped`. `budget` is the number of stored
+    tokens that fit in a micro-batch; it changes no result beyond float32 rounding.
+
+    Raises TrainingError where a checkpoint does not fit or the disk is full.
+    """
+    lanes = [_lane(slot, job) for slot, job in zip(tuned.slots, jobs, strict=True)]
+    if any(lane.job.training.gradient_checkpointing is True for lane in lanes):
+        tuned.checkpoint_activations()
+    for lane in lanes:
+        yield from _begin(lane)
+    while turn := [lane for lane in lanes if lane.live]:
+        started = time.monotonic()
+        if not _accumulate(tuned, turn, stop, budget):
+            for lane in turn:
+                yield from _halt(lane)
+            return
+        for lane in turn:
+            yield from _update(lane, time.monotonic() - started)
+            yield from _look_back(tuned, lane, budget)
+
+
+def lay_out(tuned: Tuned, shares: Sequence[Share], budget: int) -> Iterator[Batch]:
+    """Micro-batches in the form the family takes."""
+    if tuned.base.family == "seq2seq":
+        return padded_batches(shares, budget, tuned.base.tokenizer.pad_token_id)
+    return flat_batches(shares, budget)
+
+
+def validation_loss(tuned: Tuned, slot: Slot, rows: Sequence[Encoded], budget: int = TOKEN_BUDGET) -> float:
+    """Mean negative log-likelihood per trained token (per example for classes)."""
+    share = _share(slot, rows, share_prefixes=True)
+    total = 0.0
+    with torch.no_grad():
+        for batch in lay_out(tuned, [share], budget):
+            nll_S, _ = tuned.nll(batch)
+            total += float(nll_S.double() @ torch.from_numpy(batch.weights_S).to(nll_S.device).double())
+    return total
+
+
+# -------------------------------------------------------------------------------------------------------------- a lane
+
+
+def _lane(slot: Slot, job: Job) -> Lane:
+    training = job.training
+    if not job.train:
+        raise TrainingError("there is nothing to train on: no example is left", hint="look at `luthier plan`")
+    batches = batches_per_epoch(len(job.train), training.batch_size)
+    epoch_steps = steps_per_epoch(batches, training.accumulate_steps)
+    steps = training.max_steps or epoch_steps * training.num_epochs
+    return Lane(slot, job, SlotOptimizer(slot, training, steps), epoch_steps, steps, Progress())
+
+
+def _begin(lane: Lane) -> Iterator[Event]:
+    job = lane.job
+    found, complaints = checkpoint.newest(job.checkpoints)
+    for complaint in complaints:
+        yield Noted(job.run, 0, time.time(), "checkpoint", complaint)
+    if found is not None:
+        checkpoint.restore(lane.slot.tensors(), found.weights(), found.path)
+        checkpoint.restore(lane.optimizer.state(), found.optimizer(), found.path)
+        lane.progress = found.progress
+    lane.live = lane.progress.step < lane.steps and not _out_of_patience(lane)
+    yield Started(job.run, lane.progress.step, time.time(), lane.steps, len(job.train), lane.slot.trainable_parameters)
+    if not lane.live:
+        yield from _finish(lane)
+
+
+def _examples(lane: Lane) -> list[Encoded]:
+    """The examples of the update at hand: a slice of the epoch's order, `batch_size × accumulate_steps` long."""
+    rows, training = lane.job.train, lane.job.training
+    size = training.batch_size * training.accumulate_steps
+    epoch, place = divmod(lane.progress.step, lane.epoch_steps)
+    if training.batching == "grouped":
+        order = grouped_order(rows, size, lane.job.seed, epoch)
+    else:
+        order = epoch_order(len(rows), lane.job.seed, epoch)
+    return [rows[i] for i in order[place * size : (place + 1) * size]]
+
+
+def _share(slot: Slot, rows: Sequence[Encoded], share_prefixes: bool) -> Share:
+    entries = trained_entries(rows, slot.virtual_tokens)
+    return Share(slot.index, rows, 1 / max(1, entries), slot.virtual_tokens, share_prefixes)
+
+
+def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], budget: int) -> bool:
+    """Gradients and losses of one update for every lane; False if asked to stop on the way (gradients then zero)."""
+    shares = []
+    for lane in turn:
+        rows = _examples(lane)
+        sharing = lane.job.training.share_prefixes and not tuned.full
+        shares.append(_share(lane.slot, rows, sharing))
+        lane.loss, lane.tokens = 0.0, stored_tokens(rows, share_prefixes=False)
+    lane_of = {lane.slot.index: lane for lane in turn}
+    steps = {slot: lane.progress.step for slot, lane in lane_of.items()}
+    for micro, batch in enumerate(lay_out(tuned, shares, budget)):
+        if stop():
+            for lane in turn:
+                lane.optimizer.zero()
+            return False
+        if tuned.full:  # the base's own dropout draws from torch's global state: seeded here, nothing to save
+            torch.manual_seed(mix(turn[0].job.seed, f"{turn[0].progress.step}.{micro}"))
+        nll_S, _ = tuned.nll(batch, steps)
+        weighted_S = nll_S * torch.from_numpy(batch.weights_S).to(nll_S.device)
+        weighted_S.sum().backward()
+        for slot, loss in _losses_by_slot(batch, weighted_S.detach()).items():
+            lane_of[slot].loss += loss
+    return True
+
+
+def _losses_by_slot(batch: Batch, weighted_S: torch.Tensor) -> dict[int, float]:
+    """Each slot's part of the sum: entries belong to the slot in whose range their source lies."""
+    values = weighted_S.double().cpu().numpy()
+    width = batch.targets_BM.shape[1] if isinstance(batch, PaddedBatch) else 1
+    return {
+        slot: float(values[(batch.sources_S >= start * width) & (batch.sources_S < stop * width)].sum())
+        for slot, start, stop in batch.ranges
+    }
+
+
+def _update(lane: Lane, seconds: float) -> Iterator[Event]:
+    """Clip and step, unless a number is not finite: then nothing is touched, and three times in a row end the run."""
+    job, before = lane.job, lane.progress
+    norm = lane.optimizer.gradient_norm()
+    finite = math.isfinite(lane.loss) and math.isfinite(norm)
+    if finite:
+        rate = lane.optimizer.step(before.step, norm)
+        lane.bad_in_a_row = 0
+        lane.progress = replace(before, step=before.step + 1, tokens=before.tokens + lane.tokens)
+        epoch = lane.progress.step / lane.epoch_steps
+        yield Stepped(job.run, lane.progress.step, time.time(), epoch, lane.loss, rate, norm, lane.tokens, seconds)
+        return
+    rows = tuple(row.example_id for row in _examples(lane))
+    lane.optimizer.zero()
+    lane.bad_in_a_row += 1
+    lane.progress = replace(before, step=before.step + 1, skipped=before.skipped + 1)
+    message = f"update {lane.progress.step} skipped: loss {lane.loss}, gradient norm {norm}"
+    yield Noted(job.run, lane.progress.step, time.time(), "not_finite", message, rows)
+    if lane.bad_in_a_row == BAD_STEPS_IN_A_ROW:
+        lane.live = False
+        reason = f"{BAD_STEPS_IN_A_ROW} updates in a row were not finite; a lower `training.learning_rate` may help"
+        yield Finished(job.run, lane.progress.step, time.time(), "failed", reason)
+
+
+def _look_back(tuned: Tuned, lane: Lane, budget: int) -> Iterator[Event]:
+    """After an update: evaluate, save, finish, where due."""
+    if not lane.live:
+        return
+    step, training = lane.progress.step, lane.job.training
+    last = step == lane.steps
+    better = False
+    if lane.job.validation and (last or step % (training.evaluate_every or lane.epoch_steps) == 0):
+        loss = validation_loss(tuned, lane.slot, lane.job.validation, budget)
+        better = lane.progress.best_loss is None or loss < lane.progress.best_loss
+        if better:
+            lane.progress = replace(lane.progress, best_loss=loss, best_step=step, worse=0)
+        else:
+            lane.progress = replace(lane.progress, worse=lane.progress.worse + 1)
+        yield Evaluated(lane.job.run, step, time.time(), {"loss": loss}, better)
+    spent = _out_of_patience(lane)
+    if last or spent or better or step % (training.save_every or lane.epoch_steps) == 0:
+        yield _save(lane)
+    if last or spent:
+        yield from _finish(lane)
+
+
+def _out_of_patience(lane: Lane) -> bool:
+    patience = lane.job.training.patience
+    return patience is not None and lane.progress.worse >= patience
+
+
+def _save(lane: Lane) -> Saved:
+    folder, progress = lane.job.checkpoints, lane.progress
+    path = checkpoint.save(folder, progress, lane.slot.tensors(), lane.optimizer.state())
+    checkpoint.rotate(folder, {progress.step} | ({progress.best_step} if progress.best_step else set()))
+    return Saved(lane.job.run, progress.step, time.time(), str(path))
+
+
+def _halt(lane: Lane) -> Iterator[Event]:
+    lane.live = False
+    yield _save(lane)
+    yield Finished(
+        lane.job.run, lane.progress.step, time.time(), "stopped", "asked to stop; the same command continues"
+    )
+
+
+def _finish(lane: Lane) -> Iterator[Event]:
+    """Put the best weights back and say how it ended."""
+    lane.live = False
+    progress = lane.progress
+    reason = f"{progress.step} updates"
+    if progress.best_step is not None and progress.best_step != progress.step:
+        best = checkpoint.at(lane.job.checkpoints, progress.best_step)
+        checkpoint.restore(lane.slot.tensors(), best.weights(), best.path)
+        reason += f"; kept the weights of update {progress.best_step}, where the validation loss was lowest"
+    if _out_of_patience(lane) and progress.step < lane.steps:
+        reason += f"; stopped early: no better for {progress.worse} evaluations"
+    yield Finished(lane.job.run, progress.step, time.time(), "done", reason)
