@@ -252,22 +252,18 @@ class _Forest:
 def padded_batches(shares: Sequence[Share], budget: int, pad_id: int) -> Iterator[PaddedBatch]:
     """Rows of similar length together, at most `budget` padded tokens a micro-batch, slots one after another."""
     bucket: list[tuple[Share, int]] = []
+    source = target = 0  # the bucket's longest
     for share in shares:
-        lengths = [(len(row.ids_L) - row.prompt_length, row.prompt_length) for row in share.examples]
+        prompts = [row.prompt_length for row in share.examples]
+        lengths = [(p + share.virtual_tokens, len(r.ids_L) - p) for p, r in zip(prompts, share.examples, strict=True)]
         for i in sorted(range(len(lengths)), key=lambda i: (max(lengths[i]), lengths[i], i)):
-            if bucket and _padded_size([*bucket, (share, i)]) > budget:
+            source, target = max(source, lengths[i][0]), max(target, lengths[i][1])
+            if bucket and (len(bucket) + 1) * (source + target) > budget:
                 yield _pad(bucket, pad_id)
-                bucket = []
+                bucket, (source, target) = [], lengths[i]
             bucket.append((share, i))
     if bucket:
         yield _pad(bucket, pad_id)
-
-
-def _padded_size(bucket: list[tuple[Share, int]]) -> int:
-    rows = [share.examples[i] for share, i in bucket]
-    longest_source = max(row.prompt_length for row in rows)
-    longest_source += max(share.virtual_tokens for share, _ in bucket)
-    return len(rows) * (longest_source + max(len(row.ids_L) - row.prompt_length for row in rows))
 
 
 def _pad(bucket: list[tuple[Share, int]], pad_id: int) -> PaddedBatch:

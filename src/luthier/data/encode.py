@@ -1,7 +1,7 @@
 """Example → Encoded: which text a model sees, which tokens are trained, what happens to a long row.
 
-Lives here: `Rules`, the layout of an example as text with trained spans, tokens and their flags, the length policy.
-Does not live here: templates (`templates.py`), what the result promises (`gate.py`).
+Lives here: tokens and their flags, the length policy. Does not live here: the text (`layout.py`, `templates.py`), what
+the result promises (`gate.py`).
 
 Prompt and answer are tokenised as one text and the boundary is found by character offsets, because a tokenizer splits
 a text otherwise than its parts; a token that straddles the boundary belongs to the answer.
@@ -16,34 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from luthier.data.examples import Encoded, Example, Message, answer_text
-from luthier.data.templates import Span, chat_spans, default_template, fill, plain_chat, render_chat
+from luthier.data.examples import Encoded, Example, answer_text
+from luthier.data.layout import Piece, Rules, encoder_text, pieces, source
+from luthier.data.templates import Span
 from luthier.errors import DataError, ModelError, did_you_mean
 
+__all__ = ["EncodedSplit", "Rules", "encode", "encode_prompt", "encode_split", "reference"]
+
 _BATCH = 512  # texts tokenised per call: keeps the offsets of one call small
-_PROBE = "x"  # stands for an answer that is not known yet
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How examples become tokens for one model and one experiment.
-
-    `family`: causal, seq2seq or encoder. `chat`: the tokenizer has a chat template and chats go through it. `template`:
-    what the experiment says; None is the family's own (do not pass that one: prompt/completion rows take none).
-    `max_seq_length` None: no limit. `end_token_ids`: any of them ends an answer, the first is appended. `labels`: class
-    names in index order. `virtual_tokens` are not counted in `max_seq_length`; the gate adds them to the length.
-    """
-
-    family: str
-    task: str = "generation"
-    chat: bool = False
-    template: str | None = None
-    train_on: str = "assistant"
-    overlength: str = "error"
-    max_seq_length: int | None = None
-    end_token_ids: tuple[int, ...] = ()
-    labels: tuple[str, ...] = ()
-    virtual_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +33,6 @@ class EncodedSplit:
     rows: tuple[Encoded, ...]
     dropped: tuple[str, ...]
     cut: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A text that is tokenised by itself. `spans` are trained; `answer`, if any, begins what is generated.
-
-    `end`: "append" the end token, or "template": the template wrote one, find it.
-    """
-
-    text: str
-    spans: tuple[Span, ...]
-    end: str
-    answer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,16 +169,16 @@ def _opening(tokenizer: Any) -> list[int]:
 def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
     opening = _opening(tokenizer)
     for start in range(0, len(examples), _BATCH):
-        batch = [_pieces(example, tokenizer, rules) for example in examples[start : start + _BATCH]]
-        texts = [piece.text for pieces in batch for piece in pieces]
+        batch = [pieces(example, tokenizer, rules) for example in examples[start : start + _BATCH]]
+        texts = [piece.text for parts in batch for piece in parts]
         coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         found = iter(zip(coded.input_ids, coded.offset_mapping, strict=True))
-        for pieces in batch:
-            templated = any(piece.end == "template" for piece in pieces)
-            yield _joined([(piece, *next(found)) for piece in pieces], [] if templated else opening, rules)
+        for parts in batch:
+            templated = any(piece.end == "template" for piece in parts)
+            yield _joined([(piece, *next(found)) for piece in parts], [] if templated else opening, rules)
 
 
-def _joined(parts: Sequence[tuple[_Piece, list[int], list[Span]]], opening: list[int], rules: Rules) -> _Tokens:
+def _joined(parts: Sequence[tuple[Piece, list[int], list[Span]]], opening: list[int], rules: Rules) -> _Tokens:
     """The tokens of a decoder's example. The very first token is never trained: nothing precedes it."""
     ids, flags, start = list(opening), [np.full(len(opening), rules.train_on == "all")], None
     for piece, piece_ids, offsets in parts:
@@ -233,19 +200,20 @@ def _first_beyond(offsets: Sequence[Span], place: int) -> int:
     return next((i for i, (_, end) in enumerate(offsets) if end > place), len(offsets))
 
 
+def _first_behind(offsets: Sequence[Span], place: int, first: int) -> int:
+    """Index of the first token from `first` on that begins at character `place` or behind it."""
+    return next((i for i in range(first, len(offsets)) if offsets[i][0] >= place), len(offsets))
+
+
 def _flags(
-    piece: _Piece, ids: list[int], offsets: Sequence[Span], ends: tuple[int, ...]
+    piece: Piece, ids: list[int], offsets: Sequence[Span], ends: tuple[int, ...]
 ) -> tuple[np.ndarray, list[int]]:
     """Which tokens of a piece are trained, and its ids with the end token that was appended, if any."""
     train = np.zeros(len(ids) + 1, bool)
     append = piece.end == "append"
     for begin, stop in piece.spans:
         first = _first_beyond(offsets, begin)
-        last = (
-            len(ids)
-            if stop >= len(piece.text)
-            else next((i for i in range(first, len(ids)) if offsets[i][0] >= stop), len(ids))
-        )
+        last = len(ids) if stop >= len(piece.text) else _first_behind(offsets, stop, first)
         if piece.end == "template":
             last, missing = _turn_end(piece, ids, offsets, (first, last), ends)
             append |= missing
@@ -255,7 +223,7 @@ def _flags(
 
 
 def _turn_end(
-    piece: _Piece, ids: list[int], offsets: Sequence[Span], tokens: Span, ends: tuple[int, ...]
+    piece: Piece, ids: list[int], offsets: Sequence[Span], tokens: Span, ends: tuple[int, ...]
 ) -> tuple[int, bool]:
     """Where a templated turn's training stops: behind its end token, and whether one has to be appended.
 
@@ -274,87 +242,6 @@ def _turn_end(
     return len(ids), True
 
 
-# -- what a decoder sees -----------------------------------------------------------------------------------------------
-
-
-def _pieces(example: Example, tokenizer: Any, rules: Rules) -> list[_Piece]:
-    if example.kind == "text":
-        text = example.text or ""
-        return [_Piece(text, ((0, len(text)),), "append", answer=len(text))]
-    if example.kind == "chat" and rules.chat:
-        return [_templated(example, tokenizer, rules)]
-    if example.kind == "chat":
-        return _plain_turns(example.messages, rules.train_on)
-    prompt = _question(example, rules)
-    answer = answer_text(example) if _answered(example) else None
-    return [_asked(prompt, answer, rules.train_on == "all", exact=example.exact)]
-
-
-def _answered(example: Example) -> bool:
-    if example.kind == "label":
-        return example.label is not None
-    return bool(example.messages) and example.messages[-1].role == "assistant"
-
-
-def _question(example: Example, rules: Rules) -> str:
-    """The prompt of a row that is no chat."""
-    said = example.messages[0].content if example.messages else example.text or ""
-    if rules.template is not None:
-        return fill(
-            rules.template, example.columns | ({} if "input" in example.columns else {"input": said}), example.where
-        )
-    return said if example.exact else fill(default_template(rules.family), {"input": said}, example.where)
-
-
-def _asked(prompt: str, answer: str | None, everything: bool, *, exact: bool = False) -> _Piece:
-    """Prompt and answer as one text, joined by a space unless there is one already. Without an answer (None) a probe
-    stands for it, so that the prompt splits into the same tokens, and nothing is trained."""
-    told = _PROBE if answer is None else answer
-    spaced = not prompt or prompt[-1].isspace() or told[:1].isspace() or (exact and answer is not None)
-    text = prompt + ("" if spaced else " ") + told
-    span = () if answer is None else ((0 if everything else len(prompt), len(text)),)
-    return _Piece(text, span, "append", answer=len(prompt))
-
-
-def _wanted(messages: Sequence[Message], train_on: str) -> set[int]:
-    """Indices of the assistant turns that are trained."""
-    turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    chosen = turns[-1:] if train_on == "last" else turns
-    return {i for i in turns if (i in chosen if messages[i].train is None else messages[i].train)}
-
-
-def _templated(example: Example, tokenizer: Any, rules: Rules) -> _Piece:
-    """A chat through the model's template."""
-    messages, tools, where = example.messages, example.columns.get("tools"), example.where
-    if not _answered(example):
-        text = render_chat(tokenizer, messages, tools, open_turn=True, where=where)
-        return _Piece(text, (), "template", answer=len(text))
-    wanted, last = _wanted(messages, rules.train_on), len(messages) - 1
-    silent = {i for i, m in enumerate(messages) if m.train is False} if rules.train_on == "all" else set()
-    text, spans = chat_spans(tokenizer, messages, tools, wanted | {last} | silent, where)
-    trained: list[Span] = [spans[i] for i in sorted(wanted)]
-    if rules.train_on == "all":
-        edges = [0, *(edge for i in sorted(silent) for edge in spans[i]), len(text)]
-        trained = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
-    return _Piece(text, tuple(trained), "template", answer=spans[last][0])
-
-
-def _plain_turns(messages: Sequence[Message], train_on: str) -> list[_Piece]:
-    """A chat for a model without a chat template: lines `role: content`, an end token after every assistant turn."""
-    wanted, pieces, said = _wanted(messages, train_on), [], []
-    for i, message in enumerate(messages):
-        if message.role != "assistant":
-            said.append(message)
-            continue
-        piece = _asked(plain_chat(said) + "assistant:", message.content, train_on == "all")
-        kept = i in wanted or (train_on == "all" and message.train is not False)
-        pieces.append(piece if kept else dataclasses.replace(piece, spans=()))
-        said = []
-    if said:
-        pieces.append(_asked(plain_chat(said) + "assistant:", None, False))
-    return pieces
-
-
 # -- the other families ------------------------------------------------------------------------------------------------
 
 
@@ -362,23 +249,12 @@ def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -
     """Source as the tokenizer gives a lone text, target likewise and always ended by an end token."""
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        sources = tokenizer([_source(example, tokenizer, rules) for example in batch], verbose=False).input_ids
-        targets = tokenizer(text_target=[answer_text(example) for example in batch], verbose=False).input_ids
-        for source, target in zip(sources, targets, strict=True):
-            ended = target if target[-1:] and target[-1] in rules.end_token_ids else [*target, rules.end_token_ids[0]]
-            train = np.arange(len(source) + len(ended)) >= len(source)
-            yield _Tokens(source + ended, train, len(source))
-
-
-def _source(example: Example, tokenizer: Any, rules: Rules) -> str:
-    if example.kind == "text":
-        raise DataError("an encoder-decoder needs questions and answers, not plain text", example.where)
-    if example.kind != "chat":
-        return _question(example, rules)
-    asked = example.messages[:-1] if _answered(example) else example.messages
-    if rules.chat:
-        return render_chat(tokenizer, asked, example.columns.get("tools"), open_turn=True, where=example.where)
-    return plain_chat(asked)
+        asked = tokenizer([source(example, tokenizer, rules) for example in batch], verbose=False).input_ids
+        told = tokenizer(text_target=[answer_text(example) for example in batch], verbose=False).input_ids
+        for ids, target in zip(asked, told, strict=True):
+            ended = target if target and target[-1] in rules.end_token_ids else [*target, rules.end_token_ids[0]]
+            train = np.arange(len(ids) + len(ended)) >= len(ids)
+            yield _Tokens(ids + ended, train, len(ids))
 
 
 def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
@@ -389,18 +265,12 @@ def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -
     opening, closing = _enclosure(tokenizer)
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        texts = [_encoder_text(example, rules) for example in batch]
+        texts = [encoder_text(example, rules) for example in batch]
         coded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
         for example, ids in zip(batch, coded, strict=True):
             whole = opening + ids + closing
             label = _class(example, index)
             yield _Tokens(whole, np.zeros(len(whole), bool), len(whole), label)
-
-
-def _encoder_text(example: Example, rules: Rules) -> str:
-    if example.kind in ("text", "chat"):
-        raise DataError("an encoder classifies a text; this row is " + f"a {example.kind}", example.where)
-    return _question(example, rules)
 
 
 def _class(example: Example, index: dict[str, int]) -> int:

@@ -64,7 +64,7 @@ def _last_trained(row: Encoded) -> int:
 
 
 def _no_end(row: Encoded, facts: GateFacts) -> bool:
-    """A trained stretch (an assistant turn) that does not end in an end token; a cut row's last one is G03's business."""
+    """A trained stretch (an assistant turn) that does not end in an end token; a cut row's last one is for G03."""
     ends = row.train_L & ~np.append(row.train_L[1:], False)
     stops = np.isin(row.ids_L[ends], facts.end_token_ids)
     return not bool(stops[:-1].all() if row.cut else stops.all())

@@ -49,7 +49,8 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
     labels = _label(splits, data, set(given)) if task == "classification" else ()
     splits["train"] = _drawn(splits["train"], data.limit, seed)
     if not splits["train"]:
-        raise DataError("no row is left to train on", sources.name_of(data.train), "too few rows, or all of them leaks")
+        hint = "with few rows, data.validation: 0 and data.test: 0 keep them all in train"
+        raise DataError("no row is left to train on", sources.name_of(data.train), hint)
     summary: dict[str, Any] = {
         "rows": rows,
         "duplicates": {split: len(found) for split, found in twins.items()},
@@ -289,13 +290,17 @@ def _unused(columns: Sequence[str], format_name: str, data: Data) -> list[str]:
 
 
 def _notes(summary: Mapping[str, Any], splits: Splits, data: Data, format_name: str) -> list[str]:
-    notes = []
-    if twins := sum(summary["duplicates"].values()):
-        notes.append(f"{twins:,} rows repeat another one and were dropped")
-    if summary["leaks"]:
-        notes.append(f"{summary['leaks']:,} rows also stood in a later split and were taken out")
-    if summary["conflicts"]:
-        notes.append(f"{summary['conflicts']:,} questions have more than one answer")
+    twins = sum(summary["duplicates"].values())
+    counted = (
+        (twins, "row repeats another one and was dropped", "rows repeat another one and were dropped"),
+        (
+            summary["leaks"],
+            "row also stood in a later split and was taken out",
+            "rows also stood in a later split and were taken out",
+        ),
+        (summary["conflicts"], "question has more than one answer", "questions have more than one answer"),
+    )
+    notes = [f"{count:,} {one if count == 1 else many}" for count, one, many in counted if count]
     notes += [
         f"{split} is empty: {len(splits['train']):,} rows are too few to share"
         for split, wish in (("validation", data.validation), ("test", data.test))

@@ -38,6 +38,9 @@ def rows(source: Source, encoding: str | None = None) -> Iterator[Row]:
     """
     if isinstance(source, Mapping):
         raise DataError("a data source is a path or many rows, not one mapping", hint="put the row into a list")
+    if not isinstance(source, Iterable | Path):
+        hint = "give a path or an iterable of mappings"
+        raise DataError(f"a {type(source).__name__} is no data source", hint=hint)
     if not isinstance(source, str | Path):
         return _iterable_rows(source)
     path = Path(source).expanduser()
@@ -233,8 +236,6 @@ def _plain_type(kind: Any) -> bool:
 
 
 def _iterable_rows(source: Iterable[Any]) -> Iterator[Row]:
-    if not isinstance(source, Iterable):
-        raise DataError(f"{type(source).__name__} is no data source", hint="give a path or an iterable of mappings")
     for number, row in enumerate(source, 1):
         where = f"rows:{number}"
         if not isinstance(row, Mapping):

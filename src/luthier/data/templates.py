@@ -113,22 +113,22 @@ def chat_spans(
                 f"it would be prompted with {opened[-40:]!r}; set `model.chat_template` to one that agrees with itself",
             )
         else:
-            spans[index] = _span_by_mark(tokenizer, messages, tools, index, whole)
-            if spans[index][0] < 0:
+            found = _span_by_mark(tokenizer, messages, tools, index, whole)
+            if found is None:
                 raise DataError(
                     f"the chat template rewrites message {index + 1} so that its answer cannot be found again",
                     where,
                     "train on the last turn only: data.train_on: last",
                 )
+            spans[index] = found
     return whole, spans
 
 
-def _span_by_mark(tokenizer: Any, messages: Sequence[Message], tools: Any, index: int, whole: str) -> Span:
-    """Where the content of message `index` stands in `whole`; (-1, -1) when it cannot be told."""
+def _span_by_mark(tokenizer: Any, messages: Sequence[Message], tools: Any, index: int, whole: str) -> Span | None:
+    """Where the content of message `index` stands in `whole`; None when it cannot be told."""
     told = messages[index]
     marked = [*messages[:index], Message(told.role, _MARK, told.train, told.extra), *messages[index + 1 :]]
     left, mark, right = render_chat(tokenizer, marked, tools).partition(_MARK)
     end = len(whole) - len(right)
     fits = whole.startswith(left) and whole.endswith(right) and len(left) < end and _MARK not in right
-    found = bool(mark) and fits and whole[len(left) : end].strip() in told.content
-    return (len(left), end) if found else (-1, -1)
+    return (len(left), end) if mark and fits and whole[len(left) : end].strip() in told.content else None

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -35,7 +35,7 @@ from luthier.models.methods import PEFT_PREFIX, PROMPT_PREFIX, Slot, Tuned
 CONFIG, WEIGHTS, MANIFEST, CARD = "adapter_config.json", "adapter_model.safetensors", "luthier.json", "README.md"
 TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "SEQ_CLS"}
 
-# The keys of a PEFT configuration we read or need not. Any other with a value of its own changes the mathematics: refused.
+# Keys of a PEFT configuration that we read or need not. Any other with a value of its own changes the maths: refused.
 _KNOWN = """
 peft_type task_type base_model_name_or_path revision inference_mode peft_version auto_mapping modules_to_save
 r lora_alpha lora_dropout use_rslora fan_in_fan_out init_lora_weights
@@ -44,6 +44,13 @@ num_virtual_tokens token_dim num_layers num_attention_heads num_transformer_subm
 prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
 """
 _NEUTRAL: dict[str, Any] = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}
+_SAME = {
+    "vocabulary": "a vocabulary of {} rows, this base has {}: it was resized",
+    "revision": "revision {}, this is {}",
+    "weights": "other weights ({:.12}…, these are {:.12}…)",
+    "tokenizer": "another tokenizer ({:.12}…, this is {:.12}…)",
+}
+"""What must be the same of a base, and how a difference is said."""
 _HARMLESS_INIT = {True, False, "gaussian", "eva", "orthogonal"}  # others change the base's weights
 
 
@@ -92,9 +99,9 @@ def read(folder: Path) -> AdapterFiles:
         others = [path.name for path in folder.glob("adapter_model.*")]
         hint = f"found {', '.join(others)}; a pickle is never opened" if others else None
         raise ModelError(f"no {WEIGHTS}", str(folder), hint)
-    manifest = refusals.read_json(folder / MANIFEST, "config") if (folder / MANIFEST).is_file() else None
+    manifest = _read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else None
     data = (folder / WEIGHTS).read_bytes()
-    if manifest is not None and manifest.get("files", {}).get(WEIGHTS) != hashlib.sha256(data).hexdigest():
+    if manifest is not None and manifest["files"].get(WEIGHTS) != hashlib.sha256(data).hexdigest():
         raise ModelError(f"{WEIGHTS} is not the file luthier wrote (its hash differs)", str(folder / WEIGHTS))
     tensors = safetensors.torch.load(data)
     _check_config(config, tensors, folder / CONFIG)
@@ -170,13 +177,7 @@ def check_base(base: Base, files: AdapterFiles) -> None:
             )
         return
     then, now = files.manifest["base"], base_facts(base)
-    words = {
-        "vocabulary": "a vocabulary of {} rows, this base has {}: it was resized",
-        "revision": "revision {}, this is {}",
-        "weights": "other weights ({:.12}…, these are {:.12}…)",
-        "tokenizer": "another tokenizer ({:.12}…, this is {:.12}…)",
-    }
-    for field, said in words.items():
+    for field, said in _SAME.items():
         if then[field] != now[field] and (field != "revision" or then["weights"] != now["weights"]):
             raise ModelError(
                 f"the adapter of `{then['name']}` was trained on {said.format(str(then[field]), str(now[field]))}",
@@ -223,8 +224,8 @@ def dequantize(base: Base) -> None:
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
         for name, module in quantized:
-            eight = type(module.weight).__name__ == "Int8Params"
-            weight = dequantize_bnb_weight(module.weight, module.state if eight else None).to(base.dtype)
+            state = module.state if type(module.weight).__name__ == "Int8Params" else None
+            weight = dequantize_bnb_weight(cast(nn.Parameter, module.weight), state).to(base.dtype)
             transposed = module.source_cls is Conv1D  # what the layer was before transformers quantized it
             weight = weight.t().contiguous() if transposed else weight
             with torch.device("meta"):
@@ -342,10 +343,11 @@ def _config(base: Base, slot: Slot) -> dict[str, Any]:
             "num_transformer_submodules": 1,
             "prompt_tuning_init": "RANDOM",
         }
+    assert isinstance(slot.method, spec.Lora | spec.QLora) and slot.method.alpha is not None
     return config | {
         "peft_type": "LORA",
         "r": slot.method.rank,
-        "lora_alpha": int(slot.method.alpha) if slot.method.alpha == int(slot.method.alpha) else slot.method.alpha,
+        "lora_alpha": int(slot.method.alpha) if slot.method.alpha.is_integer() else slot.method.alpha,
         "lora_dropout": slot.method.dropout,
         "use_rslora": slot.method.rslora,
         "target_modules": _short_targets(base, slot.targets),
@@ -364,6 +366,17 @@ def _short_targets(base: Base, targets: tuple[str, ...]) -> list[str]:
         if meant == set(targets):
             return endings
     return sorted(targets)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = refusals.read_json(path, "config")
+    parts = {"base": dict, "labels": list, "method": dict, "files": dict, "family": str}
+    whole = all(isinstance(manifest.get(name), kind) for name, kind in parts.items())
+    if not whole or not {*_SAME, "name"} <= manifest["base"].keys() or "type" not in manifest["method"]:
+        raise ModelError(
+            f"`{path.name}` is not what luthier writes", str(path), "remove it to load the folder as PEFT's"
+        )
+    return manifest
 
 
 def _check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:

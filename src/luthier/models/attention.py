@@ -104,9 +104,13 @@ def attend(
 
 
 def _take(x_HTd: Tensor, index: Tensor, n: int) -> Tensor:
-    """Rows of n equal segments as a batch, `(n, H, len(index) / n, d)`."""
+    """Rows of n equal segments as a batch, `(n, H, len(index) / n, d)`.
+
+    Gathered along the first dimension of `(T, H, d)`, which is how the projections wrote it: along any other, torch
+    would first copy the whole row.
+    """
     heads, _, width = x_HTd.shape
-    return x_HTd.index_select(1, index).view(heads, n, -1, width).transpose(0, 1)
+    return x_HTd.transpose(0, 1).index_select(0, index).view(n, -1, heads, width).transpose(1, 2)
 
 
 def _mask(causal: bool, ancestors: int, length: int, window: int | None, device: torch.device) -> Tensor | None:

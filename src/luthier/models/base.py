@@ -46,8 +46,9 @@ class Base:
     """A loaded base. Its parameters need no gradient, it is in `eval()` mode.
 
     `fresh` are the modules a classifier's adapter trains and carries: all beside the encoder, and what the checkpoint
-    lacked (a pooler), parameter by parameter in `missing`; new ones start from a fixed seed. `end_token_ids`: every token that ends an answer, the one to
-    train first. `position_offset`: added to positions that begin at 0 before they go to the model as `position_ids`.
+    lacked (a pooler); new ones start from a fixed seed. `missing`: the parameters the checkpoint lacked.
+    `end_token_ids`: every token that ends an answer, the one to train first. `position_offset`: added to positions that
+    begin at 0 before they go to the model as `position_ids`.
     `weights` names the base's weights by content, `tokenizer_hash` its vocabulary. `notes` are for a person.
     """
 
@@ -80,16 +81,18 @@ def load(
     *,
     spread: bool = False,
     max_memory: Mapping[int | str, int | str] | None = None,
+    weights: bool = True,
 ) -> Base:
     """Load the base `model` for `method` (None: to evaluate or generate).
 
     `labels` are an encoder's classes in the order of its outputs. float32 on a CPU, bfloat16 on a GPU unless the model
     says otherwise (full tuning: float32). qlora quantizes at load (NF4 or 8 bits) a base that is not stored quantized.
     `spread` lays a base that is larger than one device over all of them, then memory, then disk, within `max_memory`
-    (bytes or "10GiB" by device): for evaluation and generation only. Raises ModelError, MissingExtra (bitsandbytes).
+    (bytes or "10GiB" by device): for evaluation and generation only. Without `weights` only shapes are there, on
+    torch's meta device: for plans. Raises ModelError, MissingExtra (bitsandbytes).
     """
     machine = machine or hardware.machine()
-    folder, commit = locate(model.name, model.revision)
+    folder, commit = locate(model.name, model.revision, weights)
     config, notes = configuration(folder)
     facts = facts_of(model.name, config, folder)
     _check_method(facts, method)
@@ -104,7 +107,7 @@ def load(
     elif machine.device != "cpu":
         placement["device_map"] = {"": machine.device}
     config._attn_implementation = None if model.attention in (None, "auto") else model.attention
-    network, missing = _network(folder, config, facts.family, placement)
+    network, missing = _network(folder, config, facts.family, placement) if weights else _shapes(folder, config, facts)
     tokenizer, pad, remark = _tokenizer(folder, config, model.chat_template)
     return Base(
         model=network,
@@ -113,7 +116,7 @@ def load(
         name=model.name,
         revision=commit,
         facts=facts,
-        device=torch.device(machine.device),
+        device=torch.device(machine.device if weights else "meta"),
         dtype=dtype,
         end_token_ids=_end_tokens(network, tokenizer, pad) if facts.family != "encoder" else (),
         fresh=_trained_modules(network, missing) if facts.family == "encoder" else (),
@@ -123,7 +126,7 @@ def load(
         decoder_start_token_id=_decoder_start(network) if facts.family == "seq2seq" else None,
         position_offset=position_offset(config),
         folder=folder,
-        weights=weights_digest(folder),
+        weights=weights_digest(folder) if weights else "",
         tokenizer_hash=tokenizer_digest(tokenizer),
         notes=(*notes, *remark),
     )
@@ -210,6 +213,15 @@ def _network(folder: Path, config: Any, family: str, placement: dict[str, Any]) 
     return network.requires_grad_(False).eval(), missing
 
 
+def _shapes(folder: Path, config: Any, facts: BaseFacts) -> tuple[Any, set[str]]:
+    """The network without numbers. What an encoder's checkpoint lacks is not known then: nothing is called missing."""
+    with torch.device("meta"), quiet():
+        network = auto_class(facts.family).from_config(config, trust_remote_code=False)
+    if facts.family != "encoder" and (folder / "generation_config.json").is_file():
+        network.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return network.requires_grad_(False).eval(), set()
+
+
 def _heads(network: Any) -> list[str]:
     """The parts of a classifier beside its encoder that have parameters, in the order of the forward pass."""
     prefix = network.base_model_prefix
@@ -255,6 +267,7 @@ def _tokenizer(folder: Path, config: Any, template: str | None) -> tuple[Any, in
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a foreign file's content decides what its reader raises
         raise ModelError(f"the tokenizer could not be loaded: {first_line(error)}", str(folder)) from error
+    tokenizer.init_kwargs.pop("auto_map", None)  # so that no copy of this base carries the name of code either
     remarks = []
     if template is not None:
         tokenizer.chat_template = _template(template)

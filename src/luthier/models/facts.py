@@ -22,7 +22,7 @@ from transformers.models.auto import modeling_auto
 
 from luthier.errors import ModelError
 from luthier.models import refusals
-from luthier.presets import BaseFacts
+from luthier.presets import BaseFacts, Family
 
 refusals.forbid_remote_code()
 
@@ -130,7 +130,7 @@ def facts_of(name: str, config: Any, folder: Path) -> BaseFacts:
     )
 
 
-def _family(config: Any, folder: Path) -> str:
+def _family(config: Any, folder: Path) -> Family:
     """causal, seq2seq or encoder: by the class the checkpoint was saved from, else by what its type can be."""
     kind = config.model_type
     if config.is_encoder_decoder and kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
@@ -164,7 +164,7 @@ def position_offset(config: Any) -> int:
 
 
 def _parameters(config: Any, family: str, folder: Path, packed: bool) -> int:
-    """Weights in the checkpoint, from the headers of its files; without them, or packed, from a model without memory."""
+    """Numbers in the checkpoint, by the headers of its files; without them, or packed, by a model without memory."""
     with contextlib.suppress(ModelError):
         if not packed:
             headers = (refusals.header(path) for path in refusals.weight_files(folder))

@@ -102,7 +102,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path, kind: str = "json") -> dict[str, Any]:
-    """The JSON object in `path`, bounded in size and depth; ModelError names the file."""
+    """The JSON object in `path`, bounded in size and depth; ModelError names the file. A pipe is never opened."""
+    if not path.is_file():
+        raise ModelError(f"`{path.name}` is not a regular file", str(path))
     if path.stat().st_size > _MOST_BYTES[kind]:
         raise ModelError(f"`{path.name}` has {path.stat().st_size:,} bytes, more than {_MOST_BYTES[kind]:,}", str(path))
     try:

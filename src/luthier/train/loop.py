@@ -65,6 +65,7 @@ class Lane:
     epoch_steps: int
     steps: int
     progress: Progress
+    order: tuple[int, Sequence[int]] = (-1, ())  # the epoch at hand and its order: kept, because sorting is not free
     loss: float = 0.0
     tokens: int = 0
     bad_in_a_row: int = 0
@@ -146,14 +147,14 @@ def _begin(lane: Lane) -> Iterator[Event]:
 
 def _examples(lane: Lane) -> list[Encoded]:
     """The examples of the update at hand: a slice of the epoch's order, `batch_size × accumulate_steps` long."""
-    rows, training = lane.job.train, lane.job.training
+    rows, training, seed = lane.job.train, lane.job.training, lane.job.seed
     size = training.batch_size * training.accumulate_steps
     epoch, place = divmod(lane.progress.step, lane.epoch_steps)
-    if training.batching == "grouped":
-        order = grouped_order(rows, size, lane.job.seed, epoch)
-    else:
-        order = epoch_order(len(rows), lane.job.seed, epoch)
-    return [rows[i] for i in order[place * size : (place + 1) * size]]
+    if lane.order[0] != epoch:
+        grouped = training.batching == "grouped"
+        drawn = grouped_order(rows, size, seed, epoch) if grouped else epoch_order(len(rows), seed, epoch)
+        lane.order = (epoch, drawn)
+    return [rows[i] for i in lane.order[1][place * size : (place + 1) * size]]
 
 
 def _share(slot: Slot, rows: Sequence[Encoded], share_prefixes: bool) -> Share:

@@ -1,0 +1,83 @@
+"""The `luthier` command: the table of verbs, and how an error leaves it.
+
+Lives here: which commands there are, exit codes. Does not live here: what a command does (`commands.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+import luthier
+from luthier.cli import commands
+from luthier.errors import DataError, LuthierError, ModelError, NotFound, SpecError
+
+YOUR_INPUT, IT_FAILED = 2, 1
+
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Begin": (commands.demo, commands.init, commands.doctor, commands.schema),
+    "Look before you tune": (commands.prepare, commands.look, commands.plan),
+    "Tune": (commands.tune, commands.stop, commands.resume, commands.watch),
+    "What came of it": (commands.runs, commands.show, commands.evaluate, commands.compare, commands.generate),
+    "Pass it on": (commands.publish,),
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Tune a foundation model on your data, and learn whether it worked.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _panel, _functions in COMMANDS.items():
+    for _function in _functions:
+        app.command(rich_help_panel=_panel)(_function)
+
+
+@app.callback(invoke_without_command=True)
+def _before(
+    home: Annotated[str | None, typer.Option(help="Where runs and data live (else $LUTHIER_HOME, ~/.luthier).")] = None,
+    version: Annotated[bool, typer.Option("--version", help="Say the version and end.")] = False,
+) -> None:
+    if version:
+        print(luthier.__version__)
+        raise typer.Exit
+    if home is not None:
+        os.environ["LUTHIER_HOME"] = home  # a worker inherits it
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 it failed, 2 your input."""
+    try:
+        app()
+    except LuthierError as problem:
+        from luthier.cli import show
+
+        show.error(problem)
+        sys.exit(YOUR_INPUT if isinstance(problem, SpecError | DataError | ModelError | NotFound) else IT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(IT_FAILED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
+        sys.exit(IT_FAILED)
+    except Exception as defect:
+        sys.exit(_defect(defect))
+
+
+def _defect(defect: Exception) -> int:
+    """Something nobody foresaw: keep the traceback for us, spare the person."""
+    from luthier import redaction, runs
+    from luthier.cli import show
+
+    path = runs.home() / "defect.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(redaction.strike("".join(traceback.format_exception(defect))), encoding="utf-8")
+    hint = "this is a defect of luthier, not of your input: please report it with this file"
+    show.error(LuthierError(f"{type(defect).__name__}: {redaction.strike(str(defect))}", str(path), hint))
+    return IT_FAILED

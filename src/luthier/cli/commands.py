@@ -1,0 +1,365 @@
+"""The verbs of the command line, one short function each: ask the studio, show the answer.
+
+Lives here: arguments, and what is printed where. Does not live here: the verbs themselves (`studio.py`), how a table or
+a bar looks (`show.py`, `progress.py`). Heavy modules are imported by the verbs that need them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from luthier.cli import progress
+from luthier.cli import show as screen
+from luthier.errors import LuthierError, NotFound, SpecError
+from luthier.runs import Run
+
+if TYPE_CHECKING:
+    from luthier.data.prepare import Dataset
+    from luthier.spec import Experiment
+    from luthier.studio import Studio
+
+File = Annotated[Path, typer.Argument(help="The experiment file.", metavar="FILE")]
+Word = Annotated[str, typer.Argument(help="A run: its id, the end of it, or its name.", metavar="RUN")]
+SomeRun = Annotated[str | None, typer.Argument(help="A run; without one the newest.", metavar="RUN")]
+Set = Annotated[list[str], typer.Option("--set", help="Change a parameter: path=value.", metavar="PATH=VALUE")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+EXPERIMENT = Path("experiment.yaml")
+NOTHING: list[str] = []
+
+
+# --- Begin
+def demo(as_json: Json = False) -> None:
+    """Tune the model inside this package on text-to-SQL, offline, and see a verdict (about two minutes)."""
+    from luthier.demo import write_demo
+
+    here = _studio()
+    path = write_demo(here.home / "demo")
+    screen.say(f"the demo's data and experiment: {path.parent}")
+    _carry(here, here.tune(_experiment(path, NOTHING)), as_json)
+
+
+def init(
+    model: Annotated[str, typer.Argument(help="A base: Hub id or folder. With DATA alone: which bases fit.")],
+    data: Annotated[str | None, typer.Argument(help="The labelled rows.")] = None,
+    out: Annotated[Path, typer.Option(help="The experiment file to write.")] = EXPERIMENT,
+    sets: Set = NOTHING,
+) -> None:
+    """Write an experiment file for a base and your data; with data alone, name the bases that fit."""
+    from luthier import spec
+
+    here = _studio()
+    if data is None:
+        _suggest(here, model)
+        return
+    if out.exists():
+        raise SpecError(f"{out} exists", hint="give another name: `--out FILE`")
+    values = {"model": model, "data": str(Path(data).resolve()) if Path(data).exists() else data}
+    dataset = here.prepare(spec.from_mapping(values).data)
+    text = spec.dump(spec.from_mapping(values | {"task": dataset.task}))
+    out.write_text(text, encoding="utf-8")
+    try:
+        experiment = spec.load(out, sets)
+        out.write_text(spec.dump(experiment), encoding="utf-8")
+        draft = here.draft(experiment)
+    except LuthierError:
+        out.unlink()
+        raise
+    _tell_data(dataset)
+    for note in draft.resolved.notes:
+        screen.say(f"note: {note}")
+    screen.say(f"wrote {out}; next: luthier plan {out}")
+    screen.line(str(out))
+
+
+def _suggest(here: Studio, data: str) -> None:
+    """Bases that fit the task of `data` and this machine."""
+    from luthier import advisor, hardware, spec
+
+    dataset, machine = here.prepare(spec.Data(train=data)), hardware.machine()
+    _tell_data(dataset)
+    fitting = advisor.suggest(dataset.task, machine.memory_bytes)
+    screen.table(
+        ("model", "family", "parameters", "why"),
+        [(each.name, each.family, f"{each.parameters / 1e6:,.0f} M", each.why) for each in fitting],
+    )
+    screen.say(f"next: luthier init MODEL {data}")
+
+
+def doctor(as_json: Json = False) -> None:
+    """What this machine can do, which versions are installed, where things are kept."""
+    from luthier.cli import checkup
+
+    found = checkup.examine(_studio().home)
+    if as_json:
+        screen.as_json(found)
+    else:
+        screen.table(("", "", ""), [(each.name, each.found, each.remark) for each in found])
+    if any(each.wrong for each in found):
+        raise typer.Exit(1)
+
+
+def schema() -> None:
+    """The JSON Schema of an experiment file."""
+    from luthier import spec
+
+    screen.as_json(spec.json_schema())
+
+
+# --- Look before you tune
+def prepare(
+    data: Annotated[str, typer.Argument(help="Labelled rows, or an experiment file.", metavar="DATA")],
+    as_json: Json = False,
+) -> None:
+    """Read, recognise, clean and split the rows, and tell what was found."""
+    from luthier import spec
+
+    here = _studio()
+    if data.endswith((".yaml", ".yml")):
+        experiment = spec.load(data)
+        dataset = here.prepare(experiment.data, experiment.task, experiment.seed)
+    else:
+        dataset = here.prepare(spec.Data(train=data))
+    if as_json:
+        screen.as_json(dataset)
+        return
+    _tell_data(dataset)
+    screen.line(str(dataset.path))
+
+
+def look(
+    file: File = EXPERIMENT,
+    rows: Annotated[int, typer.Option(help="How many rows.")] = 3,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    sets: Set = NOTHING,
+    as_json: Json = False,
+) -> None:
+    """Rows as the model sees them: every token, those that are trained in colour."""
+    for seen in _studio().look(_experiment(file, sets), rows, split):
+        if as_json:
+            screen.json_line(asdict(seen))
+            continue
+        screen.say(f"{seen.where} · {len(seen.pieces)} tokens, {sum(seen.trained)} trained", style="dim")
+        screen.out().print(screen.tokens(seen.pieces, seen.trained), soft_wrap=True)
+
+
+def plan(file: File = EXPERIMENT, sets: Set = NOTHING, as_json: Json = False) -> None:
+    """What a run would do: rows, tokens, steps, memory; and where every value comes from. Nothing is trained."""
+    from luthier import spec
+
+    here = _studio()
+    draft = here.draft(_experiment(file, sets))
+    planned = here.plan(draft)
+    values, origins = spec.leaves(draft.resolved.experiment), draft.resolved.origins
+    if as_json:
+        told = {path: {"value": value, "origin": origins[path]} for path, value in values.items()}
+        screen.as_json(
+            {"plan": asdict(planned), "values": told, "counts": draft.dataset.counts, "notes": draft.resolved.notes}
+        )
+        return
+    screen.table(("parameter", "value", "from"), [(path, screen.value(values[path]), origins[path]) for path in values])
+    screen.line("")
+    screen.pairs(screen.plan_words(planned, draft.dataset.counts))
+    for note in (*draft.resolved.notes, *planned.warnings):
+        screen.say(f"note: {note}")
+
+
+# --- Tune
+def tune(
+    file: File = EXPERIMENT,
+    sets: Set = NOTHING,
+    new: Annotated[bool, typer.Option("--new", help="Begin another run, whatever stands.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tune, evaluate, and give a verdict. The same command again prints it, or continues what was interrupted."""
+    here = _studio()
+    _carry(here, here.tune(_experiment(file, sets), new), as_json)
+
+
+def stop(run: Word) -> None:
+    """Ask a run to save and end; `luthier resume` continues it."""
+    here = _studio()
+    stopped = here.stop(here.find(run))
+    screen.say(f"{stopped.id} is {stopped.state}" + progress.how_to_go_on(stopped))
+
+
+def resume(run: Word, as_json: Json = False) -> None:
+    """Continue a run that was stopped, interrupted or failed."""
+    here = _studio()
+    _carry(here, here.resume(here.find(run)), as_json)
+
+
+def watch(run: SomeRun = None, as_json: Json = False) -> None:
+    """Follow a run that is under way. Ctrl-C ends the watching, not the run."""
+    here = _studio()
+    progress.draw(here.watch(here.find(run)), screen.err(), screen.line if as_json else None)
+
+
+def _carry(here: Studio, run: Run, as_json: bool) -> None:
+    """Follow a run to its end and say its verdict; a run that is done already says it at once."""
+    from luthier import studio
+
+    screen.say(f"run {run.id} is done already" if run.state == "done" else f"run {run.id}: {run.path}")
+    if run.state != "done":
+        try:
+            run = progress.carry(here, run, screen.line if as_json else None)
+        except KeyboardInterrupt:
+            raise typer.Exit(1) from None
+    told = studio.report(studio.done(run))
+    if as_json:
+        screen.json_line({"run": run.id, "verdict": told.verdict, "report": asdict(told)})
+        return
+    for note in told.notes:
+        screen.say(f"note: {note}")
+    screen.say(f"report: {run.path / 'report.html'}")
+    screen.line(told.verdict)
+
+
+# --- What came of it
+def runs(as_json: Json = False) -> None:
+    """Every run, the newest first."""
+    every = _studio().runs()
+    if as_json:
+        screen.as_json([asdict(run) for run in every])
+        return
+    columns = ("run", "state", "model", "method", "task", "created", "verdict")
+    screen.table(columns, [screen.run_row(run) for run in every])
+
+
+def show(run: SomeRun = None, as_json: Json = False) -> None:
+    """One run: what it is, how far it came, what it scored."""
+    from luthier import studio
+
+    found = _studio().find(run)
+    told = studio.report(found) if (found.path / "report.json").is_file() else None
+    if as_json:
+        screen.as_json(asdict(found) | {"report": told and asdict(told)})
+        return
+    screen.pairs(screen.run_facts(found))
+    if told is not None:
+        screen.line("")
+        screen.scores(told)
+    if problem := studio.failure(found):
+        screen.error(problem)
+
+
+def evaluate(
+    subject: Annotated[str, typer.Argument(help="A run, or a base model.", metavar="RUN|MODEL")],
+    data: Annotated[str | None, typer.Option(help="Rows to score it on; else the run's own test.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run, or a base model, on rows of yours."""
+    here = _studio()
+    told = here.evaluate(_subject(here, subject), data)
+    if as_json:
+        screen.as_json(told)
+        return
+    screen.scores(told)
+    for note in told.notes:
+        screen.say(f"note: {note}")
+    screen.line(told.verdict)
+
+
+def _subject(here: Studio, word: str) -> Run | str:
+    """A run if there is one of that name, else a base model: a folder or a Hub id."""
+    try:
+        return here.find(word)
+    except NotFound:
+        if "/" in word or Path(word).is_dir():
+            return word
+        raise
+
+
+def compare(
+    words: Annotated[
+        list[str], typer.Argument(help="Two runs or more; the first is compared with.", metavar="RUN RUN…")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Runs against the first one, on the same test rows, with a paired test."""
+    here = _studio()
+    if len(words) < 2:
+        raise SpecError("one run alone cannot be compared", hint="name two runs or more")
+    found = here.compare([here.find(word) for word in words])
+    if as_json:
+        screen.as_json({metric: [asdict(each) for each in compared] for metric, compared in found.items()})
+        return
+    for compared in found.values():
+        for each in compared:
+            screen.line(each.sentence)
+
+
+def generate(
+    run: Word,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; else --file, or standard input.")] = None,
+    file: Annotated[Path | None, typer.Option(help="One prompt a line, text or JSON.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="The untuned base beside it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer a prompt, a file or standard input with the tuned model. A prompt may be a JSON object of columns."""
+    here = _studio()
+    prompts = [prompt] if prompt is not None else _prompts(file)
+    for answer in here.generate(here.find(run), prompts, base):
+        if as_json:
+            screen.json_line(
+                {"prompt": answer.prompt, "tuned": "".join(answer.tuned), "base": "".join(answer.base or ())}
+            )
+            continue
+        screen.stream("tuned" if base else None, answer.tuned)
+        if answer.base is not None:
+            screen.stream("base", answer.base)
+
+
+def _prompts(file: Path | None) -> list[str]:
+    if file is None and sys.stdin.isatty():
+        screen.say("type a prompt and end with Ctrl-D")
+    if file is not None and not file.is_file():
+        raise NotFound(f"there is no file {file}")
+    text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
+    prompts = [text.strip()] if file is None else [each.strip() for each in text.splitlines()]
+    if not any(prompts):
+        raise SpecError("there is no prompt", where=str(file or "standard input"))
+    return [each for each in prompts if each]
+
+
+# --- Pass it on
+def publish(
+    run: Word,
+    out: Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT")],
+    merge: Annotated[bool, typer.Option("--merge", help="The base with the adapter in its weights.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Pack a run's adapter, or merge it into its base; proved in a fresh process before success is said."""
+    here = _studio()
+    packed = here.publish(here.find(run), out, merge)
+    if as_json:
+        screen.as_json(packed)
+    else:
+        screen.line(str(out))
+
+
+def _studio() -> Studio:
+    from luthier.studio import Studio
+
+    return Studio()
+
+
+def _experiment(file: Path, sets: list[str]) -> Experiment:
+    """The experiment in a file, with a word for each value outside its document's range."""
+    from luthier import spec
+
+    experiment = spec.load(file, sets)
+    for warning in spec.advice(experiment):
+        screen.say(f"note: {warning}")
+    return experiment
+
+
+def _tell_data(dataset: Dataset) -> None:
+    counts = ", ".join(f"{count:,} {split}" for split, count in dataset.counts.items())
+    screen.say(f"data: {dataset.format} rows for {dataset.task}: {counts}")
+    for note in dataset.summary["notes"]:
+        screen.say(f"note: {note}")

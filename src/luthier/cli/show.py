@@ -1,0 +1,210 @@
+"""Results in a terminal: data on standard output, words on standard error; colour only where somebody looks.
+
+Lives here: tables, errors, tokens. Does not live here: a run on its way (`progress.py`), what is shown (`commands.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from luthier.cli.progress import Status, after, clock
+from luthier.errors import LuthierError
+from luthier.runs import Plan, Run, Score, read_events
+
+if TYPE_CHECKING:
+    from luthier.evaluation.report import Report
+
+WIDE = 400  # columns of a table that no terminal cuts
+COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "stopped": "yellow"}
+
+
+@functools.cache
+def err() -> Console:
+    """Words for a person go here."""
+    return Console(stderr=True, highlight=False)
+
+
+@functools.cache
+def out() -> Console:
+    """Data go here; in a pipe nothing is cut to a width."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDE)
+
+
+def say(words: str, style: str = "") -> None:
+    """A remark on standard error."""
+    err().print(Text(words, style=style), soft_wrap=True)
+
+
+def line(words: str) -> None:
+    """A line of data on standard output, as it is: no wrapping, no markup."""
+    print(words, flush=True)
+
+
+def as_json(value: Any) -> None:
+    """JSON on standard output. Dataclasses are objects, paths are text."""
+    line(json.dumps(asdict(value) if _is_data(value) else value, ensure_ascii=False, indent=1, default=_plain))
+
+
+def _is_data(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, frozenset | set | tuple):
+        return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return asdict(value) if _is_data(value) else str(value)
+
+
+def error(problem: LuthierError) -> None:
+    """`error: what (where)`, an empty line, `hint: what next`."""
+    err().print(Text("error: ", style="bold red") + Text(str(problem), style="not bold"), soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows under quiet headings on standard output."""
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row))
+    out().print(shown)
+
+
+def pairs(values: Mapping[str, Any]) -> None:
+    """Names and values on standard output; empty ones are left out."""
+    table(("", ""), [(Text(name, style="dim"), value) for name, value in values.items() if value not in (None, "", [])])
+
+
+def state(run: Run) -> Text:
+    """A run's state in its colour."""
+    return Text(run.state, style=COLOURS.get(run.state, ""))
+
+
+def when(seconds: float | None) -> str:
+    """A moment, in the reader's time zone."""
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def size(count: int | None) -> str:
+    """Bytes as people read them.
+
+    >>> size(999), size(1_500_000), size(None)
+    ('999 B', '1.4 MiB', '')
+    """
+    if count is None:
+        return ""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(len(units) - 1, (max(count, 1).bit_length() - 1) // 10)
+    return f"{count / 1024**power:.1f} {units[power]}" if power else f"{count} B"
+
+
+def tokens(pieces: Sequence[str], trained: Sequence[bool]) -> Text:
+    """An example's tokens: what is trained stands out in colour, and between ⟦ ⟧ where there is none."""
+    shown, plain = Text(), not out().color_system
+    inside = False
+    for piece, learned in zip(pieces, trained, strict=True):
+        if plain and learned != inside:
+            shown.append("⟦" if learned else "⟧")
+            inside = learned
+        shown.append(piece, style="bold green" if learned else "dim")
+    return shown.append("⟧") if inside else shown
+
+
+def json_line(value: Any) -> None:
+    """One line of JSON on standard output."""
+    line(json.dumps(value, ensure_ascii=False, default=_plain))
+
+
+def value(given: Any) -> str:
+    """A parameter's value in a table."""
+    if given is None:
+        return "–"
+    if isinstance(given, str | int | float):
+        return f"{given:g}" if isinstance(given, float) else str(given)
+    return json.dumps(given, ensure_ascii=False, default=_plain)
+
+
+def plan_words(plan: Plan, counts: Mapping[str, int]) -> dict[str, str]:
+    """A plan in words."""
+    shared = f", {plan.shared_tokens:,} of them shared" if plan.shared_tokens else ""
+    told = {
+        "rows": ", ".join(f"{count:,} {split}" for split, count in counts.items()),
+        "tokens": f"{plan.tokens:,} an epoch, {plan.trained_tokens:,} trained{shared}",
+        "a row": ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in plan.lengths.items()),
+        "batches": f"{plan.batches_per_epoch:,} an epoch",
+        "steps": f"{plan.steps:,} in all",
+        "cut rows": f"{plan.truncated:,}" if plan.truncated else "",
+        "trainable": "" if plan.trainable_parameters is None else f"{plan.trainable_parameters:,} parameters",
+        "memory": size(plan.memory_bytes) and f"about {size(plan.memory_bytes)}",
+        "time": "" if plan.seconds is None else f"about {plan.seconds:,.0f} s",
+    }
+    return {name: words for name, words in told.items() if words}
+
+
+def run_row(run: Run) -> tuple[Any, ...]:
+    """A run in the listing."""
+    told = run.facts
+    verdict = told.get("verdict") or (run.error["message"] if run.error else "")
+    return run.id, state(run), Path(told["model"]).name, told["method"], told["task"], when(run.created), verdict
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """A run's facts, for `show`."""
+    status = functools.reduce(after, read_events(run.path), Status())
+    took = run.finished - run.started if run.finished and run.started else None
+    return {
+        "run": run.id,
+        "state": state(run),
+        "model": run.facts["model"],
+        "method": run.facts["method"],
+        "task": run.facts["task"],
+        "data": run.facts["dataset"],
+        "created": when(run.created),
+        "took": "" if took is None else clock(took),
+        "steps": f"{status.step:,} of {status.steps:,}" if status.steps else "",
+        "loss": "" if status.loss is None else f"{status.loss:.4g}",
+        "validation": "" if status.validation is None else f"{status.validation:.4g}",
+        "folder": run.path,
+        "notes": "\n".join(run.facts["notes"]),
+        "verdict": run.facts.get("verdict"),
+    }
+
+
+def scores(report: Report) -> None:
+    """Every score of a report with its interval, the base's beside it."""
+    from luthier.evaluation.report import say as in_words
+
+    def told(score: Score | None) -> str:
+        return "" if score is None else in_words(score, None if score.high > 1 else 1.0, with_n=True)
+
+    rows = [
+        (name.replace("_", " "), told(score), told(report.base_scores.get(name)))
+        for name, score in report.scores.items()
+    ]
+    table(("metric", report.subject.name, report.subject.against if report.base_scores else ""), rows)
+
+
+def stream(name: str | None, pieces: Iterable[str]) -> None:
+    """An answer as it is made; named on standard error where two answer."""
+    if name is not None:
+        say(f"{name}:", style="dim")
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()

@@ -1,0 +1,162 @@
+"""What a model sees of an example, as text: prompt and answer of a decoder with the spans that are trained, the source
+of an encoder-decoder, the text of an encoder.
+
+Lives here: `Rules`, and the choice of template, turns and spans. Does not live here: tokens (`encode.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.data.examples import Example, Message, answer_text
+from luthier.data.templates import Span, chat_spans, default_template, fill, plain_chat, render_chat
+from luthier.errors import DataError
+
+_PROBE = "x"  # stands for an answer that is not known yet
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How examples become tokens for one model and one experiment.
+
+    `family`: causal, seq2seq or encoder. `chat`: the tokenizer has a chat template and chats go through it. `template`:
+    what the experiment says; None is the family's own (do not pass that one: prompt/completion rows take none).
+    `max_seq_length` None: no limit. `end_token_ids`: any of them ends an answer, the first is appended. `labels`: class
+    names in index order. `virtual_tokens` are not counted in `max_seq_length`; the gate adds them to the length.
+    """
+
+    family: str
+    task: str = "generation"
+    chat: bool = False
+    template: str | None = None
+    train_on: str = "assistant"
+    overlength: str = "error"
+    max_seq_length: int | None = None
+    end_token_ids: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+    virtual_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A text that is tokenised by itself. `spans` are trained; `answer`, if any, begins what is generated.
+
+    `end`: "append" the end token, or "template": the template wrote one, find it.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    end: str
+    answer: int | None = None
+
+
+def pieces(example: Example, tokenizer: Any, rules: Rules) -> list[Piece]:
+    """The texts of an example for a decoder: one, or for a chat without a chat template one per assistant turn."""
+    if example.kind == "text":
+        text = example.text or ""
+        return [Piece(text, ((0, len(text)),), "append", answer=len(text))]
+    if example.kind == "chat" and rules.chat:
+        return [_templated(example, tokenizer, rules)]
+    if example.kind == "chat":
+        _require_plain(example)
+        return _plain_turns(example.messages, rules.train_on)
+    prompt = _question(example, rules)
+    answer = answer_text(example) if _answered(example) else None
+    return [_asked(prompt, answer, rules.train_on == "all", exact=example.exact)]
+
+
+def _answered(example: Example) -> bool:
+    if example.kind == "label":
+        return example.label is not None
+    return bool(example.messages) and example.messages[-1].role == "assistant"
+
+
+def _question(example: Example, rules: Rules) -> str:
+    """The prompt of a row that is no chat."""
+    said = example.messages[0].content if example.messages else example.text or ""
+    if rules.template is not None:
+        return fill(rules.template, {"input": said} | example.columns, example.where)
+    return said if example.exact else fill(default_template(rules.family), {"input": said}, example.where)
+
+
+def _asked(prompt: str, answer: str | None, everything: bool, *, exact: bool = False) -> Piece:
+    """Prompt and answer as one text, joined by a space unless there is one already.
+
+    Spaces at the prompt's end count as the answer's beginning: most tokenizers put them into its first token, and where
+    the model is asked must not depend on the answer. Without an answer (None) a probe stands for it, so that the prompt
+    splits into the same tokens, and nothing is trained.
+    """
+    told = _PROBE if answer is None else answer
+    spaced = not prompt or prompt[-1].isspace() or told[:1].isspace() or (exact and answer is not None)
+    text = prompt + ("" if spaced else " ") + told
+    begin = len(prompt.rstrip(" "))
+    span = () if answer is None else ((0 if everything else begin, len(text)),)
+    return Piece(text, span, "append", answer=begin)
+
+
+def _wanted(messages: Sequence[Message], train_on: str) -> set[int]:
+    """Indices of the assistant turns that are trained."""
+    turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    chosen = turns[-1:] if train_on == "last" else turns
+    return {i for i in turns if (i in chosen if messages[i].train is None else messages[i].train)}
+
+
+def _templated(example: Example, tokenizer: Any, rules: Rules) -> Piece:
+    """A chat through the model's template."""
+    messages, tools, where = example.messages, example.columns.get("tools"), example.where
+    if not _answered(example):
+        text = render_chat(tokenizer, messages, tools, open_turn=True, where=where)
+        return Piece(text, (), "template", answer=len(text))
+    wanted, last = _wanted(messages, rules.train_on), len(messages) - 1
+    silent = {i for i, m in enumerate(messages) if m.train is False} if rules.train_on == "all" else set()
+    text, spans = chat_spans(tokenizer, messages, tools, wanted | {last} | silent, where)
+    trained: list[Span] = [spans[i] for i in sorted(wanted)]
+    if rules.train_on == "all":
+        edges = [0, *(edge for i in sorted(silent) for edge in spans[i]), len(text)]
+        trained = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
+    return Piece(text, tuple(trained), "template", answer=spans[last][0])
+
+
+def _plain_turns(messages: Sequence[Message], train_on: str) -> list[Piece]:
+    """A chat for a model without a chat template: lines `role: content`, an end token after every assistant turn."""
+    wanted, found, said = _wanted(messages, train_on), [], []
+    for i, message in enumerate(messages):
+        if message.role != "assistant":
+            said.append(message)
+            continue
+        piece = _asked(plain_chat(said) + "assistant:", message.content, train_on == "all")
+        kept = i in wanted or (train_on == "all" and message.train is not False)
+        found.append(piece if kept else dataclasses.replace(piece, spans=()))
+        said = []
+    if said:
+        found.append(_asked(plain_chat(said) + "assistant:", None, False))
+    return found
+
+
+def _require_plain(example: Example) -> None:
+    if any("tool_calls" in message.extra for message in example.messages):
+        raise DataError("tool calls need a model with a chat template", example.where, "set model.chat_template")
+
+
+def source(example: Example, tokenizer: Any, rules: Rules) -> str:
+    """What an encoder-decoder reads: the question, or the chat up to its last answer."""
+    if example.kind == "text":
+        raise DataError("an encoder-decoder needs questions and answers, not plain text", example.where)
+    if example.kind != "chat":
+        return _question(example, rules)
+    asked = example.messages[:-1] if _answered(example) else example.messages
+    if rules.chat:
+        return render_chat(tokenizer, asked, example.columns.get("tools"), open_turn=True, where=example.where)
+    _require_plain(example)
+    return plain_chat(asked)
+
+
+def encoder_text(example: Example, rules: Rules) -> str:
+    """What an encoder reads."""
+    if example.kind in ("text", "chat"):
+        kind = "a chat" if example.kind == "chat" else "plain text without a class"
+        raise DataError(f"an encoder classifies texts; this row is {kind}", example.where)
+    return _question(example, rules)

@@ -1,0 +1,129 @@
+"""Where things lie in the report's pictures: numbers only; the template draws them as SVG.
+
+Pure Python. Does not live here: words and colours (`report_page.py`, `report.html.j2`), what curves mean (`curves.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from luthier.evaluation.curves import Curve, smoothed, turned
+
+WIDTH, HEIGHT = 1060.0, 330.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 16.0, 26.0, 28.0
+_MOST_POINTS = 400  # of the training line: more cannot be seen
+_MOST_DOTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class LossChart:
+    """A drawing of WIDTH x HEIGHT: polylines as SVG points, dots and ticks as (place, label).
+
+    `evaluations` are the (step, loss) of the dots, for the table beside the picture.
+    """
+
+    training: str
+    training_smooth: str
+    validation: str
+    dots: tuple[tuple[float, float, str], ...]
+    evaluations: tuple[tuple[int, float], ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    best: tuple[float, str] | None
+    turned_from: float | None
+    last: str | None
+    left: float = _LEFT
+    right: float = WIDTH - _RIGHT
+    top: float = _TOP
+    bottom: float = HEIGHT - _BOTTOM
+    width: float = WIDTH
+    height: float = HEIGHT
+
+
+def loss_chart(curve: Curve) -> LossChart | None:
+    """The curves of a run, or None if there is no line to draw. Early peaks are cut off so that what follows shows."""
+    if len(curve.training) + len(curve.validation) < 2:
+        return None
+    line, evaluations = smoothed(curve.training), thinned(curve.validation, _MOST_DOTS)
+    steps = [step for step, _ in (*curve.training, *curve.validation)]
+    x_ticks = ticks(min(steps) if min(steps) > 1 else 0, max(steps), 7)
+    y_ticks = ticks(*_loss_range(curve, line), 5)
+    x = _scale(min(min(steps), x_ticks[0]), max(steps), _LEFT, WIDTH - _RIGHT)
+    y = _scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
+    best = curve.best
+    return LossChart(
+        training=_points(thinned(curve.training), x, y),
+        training_smooth=_points(thinned(line), x, y),
+        validation=_points(evaluations, x, y),
+        dots=tuple((x(step), y(loss), f"step {step:,}: {loss:.4g}") for step, loss in evaluations),
+        evaluations=tuple(evaluations),
+        x_ticks=tuple((x(tick), f"{tick:,.0f}") for tick in x_ticks if tick <= max(steps)),
+        y_ticks=tuple((y(tick), f"{tick:.4g}") for tick in y_ticks),
+        best=None if best is None else (x(best[0]), f"best {best[1]:.4g}"),
+        last=f"{line[-1][1]:.3f}" if line else None,
+        turned_from=x(best[0]) if best is not None and turned(curve) else None,
+    )
+
+
+def _loss_range(curve: Curve, line: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """From the lowest loss to the highest that matters: every validation loss, training after its first tenth."""
+    shown = [loss for _, loss in (*curve.validation, *line[len(line) // 10 :]) if math.isfinite(loss)] or [0.0, 1.0]
+    low = min([*shown, *(loss for _, loss in curve.training if math.isfinite(loss))])
+    high = max(shown)
+    room = (high - low or abs(high) or 1.0) * 0.06
+    return max(0.0, low - room), high + room
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers that reach from below `low` to above `high`, about so many.
+
+    >>> ticks(0, 650, 7)
+    [0.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0]
+    >>> ticks(0.36, 0.71, 5)
+    [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    """
+    rough = (high - low or 1.0) / max(1, about - 1)
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = min((unit * k for k in (1, 2, 5, 10)), key=lambda s: abs(s - rough))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def thinned(points: Sequence[tuple[int, float]], most: int = _MOST_POINTS) -> list[tuple[int, float]]:
+    """At most about `most` points that keep every peak: the lowest and highest of each stretch, in order.
+
+    >>> thinned([(1, 5.0), (2, 1.0), (3, 9.0), (4, 2.0)], most=2)
+    [(2, 1.0), (3, 9.0)]
+    """
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil(len(points) / max(1, most // 2))
+    kept: list[tuple[int, float]] = []
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
+    return kept
+
+
+def share_of(value: float, low: float, high: float, log: bool = False) -> float:
+    """Where a value lies between two others, in per cent, kept within 0 to 100.
+
+    >>> share_of(0.25, 0, 1), share_of(10, 1, 100, log=True), share_of(7, 0, 1)
+    (25.0, 50.0, 100.0)
+    """
+    if log:
+        value, low, high = (math.log(max(x, 1e-9)) for x in (value, low, high))
+    place = 100 * (value - low) / (high - low) if high > low else 50.0
+    return round(min(100.0, max(0.0, place)), 2)
+
+
+def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+    """From data to drawing, rounded to a tenth of a unit; what is not finite lies at the far end."""
+    slope = (stop - start) / ((high - low) or 1.0)
+    return lambda value: round(start + (value - low) * slope, 1) if math.isfinite(value) else stop
+
+
+def _points(points: Sequence[tuple[int, float]], x: Callable[[float], float], y: Callable[[float], float]) -> str:
+    return " ".join(f"{x(step)},{y(loss)}" for step, loss in points)

@@ -1,0 +1,38 @@
+"""Keys and tokens: kept out of everything that is written to be shown.
+
+Lives here: what a secret looks like, refusing it at the edge, striking it out of logs. Does not live here: where
+secrets come from (the environment, the Hub's own login).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from luthier.errors import SpecError
+
+_SECRET = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
+    r"|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|PRIVATE_KEY", re.IGNORECASE)
+
+
+def refuse(text: str, where: str) -> None:
+    """Raise SpecError if `text` holds what looks like a key or a token; the message does not repeat it."""
+    if found := _SECRET.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        hint = "secrets belong in the environment (HF_TOKEN) or in the Hub's own login, never in a file or a command"
+        raise SpecError("this looks like a secret", where=f"{where}:{line}", hint=hint)
+
+
+def strike(text: str) -> str:
+    """`text` with everything that looks like a secret, and every secret of this process's environment, struck out."""
+    for value in (value for name, value in os.environ.items() if names_a_secret(name) and len(value) >= 8):
+        text = text.replace(value, "[secret]")
+    return _SECRET.sub("[secret]", text)
+
+
+def names_a_secret(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret, as far as a name can tell."""
+    return _SECRET_NAME.search(name) is not None

@@ -1,0 +1,186 @@
+"""An experiment in and out: from a file, a mapping, overrides; to YAML, JSON Schema, leaves, a fingerprint.
+
+Lives here: what is done with a whole experiment. Does not live here: its parameters (`parameters.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier.spec import text, wording
+from luthier.spec.parameters import Experiment
+from luthier.spec.values import ROWS, Advice, Part, known_paths, sections
+
+_SPLITS = ("data.train", "data.validation", "data.test")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in a YAML file, `overrides` ("training.learning_rate=1e-4", the value YAML) laid over it.
+
+    Data and model paths that exist beside the file are made absolute, a chat template's file is read, a missing `name`
+    is the file's (and does not count as chosen). Raises NotFound, and SpecError that names file:line or `--set path`.
+    """
+    path = Path(path)
+    written = text.read(text.read_text(path), str(path))
+    shorthands = {kind.root: kind.shorthand for kind in sections() if kind.shorthand}
+    written = text.override(written, overrides, shorthands, [("data", "columns"), ("search", "space")])
+    experiment = _validated(_beside(written.values, shorthands, path.parent), written.place)
+    if experiment.name is None:
+        name = re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-")[:64] or "experiment"
+        fields = dict(experiment) | {"name": name}
+        experiment = Experiment.model_construct(experiment.model_fields_set - {"name"}, **fields)
+    return experiment
+
+
+def from_mapping(mapping: Mapping[str, Any], where: str = "") -> Experiment:
+    """The experiment in plain values (a REST body, a form). Raises SpecError; `where` names their origin in it."""
+    return _validated(mapping, lambda path: where or None)
+
+
+def _validated(values: Mapping[str, Any], place: Callable[[tuple[str, ...]], str | None]) -> Experiment:
+    try:
+        return Experiment.model_validate(dict(values), context={"written": True})
+    except ValidationError as error:
+        raise wording.explain(error, known_paths(), place) from None
+
+
+def _beside(values: dict[str, Any], shorthands: Mapping[tuple[str, ...], str], folder: Path) -> dict[str, Any]:
+    """`values` with what exists in `folder` named by its whole path, and a chat template read."""
+    values = dict(values)
+    for section in ("model", "data"):
+        part = values.get(section)
+        part = {shorthands[section,]: part} if isinstance(part, str) else part
+        if not isinstance(part, dict):
+            continue
+        values[section] = part = dict(part)
+        for key in ("name", "train", "validation", "test", "chat_template"):
+            if isinstance(part.get(key), str) and part[key]:
+                part[key] = _found(part[key], key == "chat_template", folder)
+    return values
+
+
+def _found(value: str, is_template: bool, folder: Path) -> str:
+    """`value` as a path below `folder`: the text of a template's file, the whole path of anything else that exists."""
+    if is_template and "{" in value:
+        return value
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # too long, a null byte, the home of nobody: no path
+        path = folder / Path(value).expanduser()
+        if is_template and path.is_file():
+            return text.read_text(path)
+        if not is_template and path.exists():
+            return str(path.resolve())
+    return value
+
+
+def leaves(experiment: Experiment) -> dict[str, Any]:
+    """Every parameter's dotted path → its value, in the documentation's order; a section that is None is a leaf."""
+    return dict(_leaves(experiment, ()))
+
+
+def _leaves(part: Part, path: tuple[str, ...]) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in part:
+        inner = (*path, name)
+        found += _leaves(value, inner) if isinstance(value, Part) else [(".".join(inner), value)]
+    return found
+
+
+def chosen(experiment: Experiment) -> set[str]:
+    """Dotted paths of what a person wrote. An empty value (None) where the preset decides chooses nothing."""
+    return _chosen(experiment, ())
+
+
+def _chosen(part: Part, path: tuple[str, ...]) -> set[str]:
+    found: set[str] = set()
+    for name, value in part:
+        inner = (*path, name)
+        if name in part.model_fields_set and isinstance(value, Part):
+            found |= _chosen(value, inner)
+        elif name in part.model_fields_set and value is not None:
+            found.add(".".join(inner))
+    return found | {"method.type"} if path == ("method",) else found
+
+
+def dump(experiment: Experiment, origins: Mapping[str, str] | None = None) -> str:
+    """YAML that `load` reads back: what was chosen (and the name); with `origins`, every leaf and its origin.
+
+    Rows given in Python are not written down: ROWS stands in their place.
+    """
+    if origins is None:
+        wanted = chosen(experiment) | ({"name"} if experiment.name else set())
+    else:
+        wanted = set(leaves(experiment))
+    values = {path: _writable(path, value) for path, value in leaves(experiment).items() if path in wanted}
+    if origins is None:
+        for kind in sections():  # a section of which only the shorthand was chosen is written as that text
+            alone, section = ".".join((*kind.root, kind.shorthand or "")), ".".join(kind.root)
+            if [path for path in values if path.startswith(section + ".")] == [alone]:
+                values = {section if path == alone else path: value for path, value in values.items()}
+    return text.write(values, origins or {})
+
+
+def _writable(path: str, value: Any) -> Any:
+    return ROWS if path in _SPLITS and not isinstance(value, str | float | None) else value
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of an experiment file, with advice ranges and their sources."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+
+
+@functools.cache
+def _advised() -> dict[str, Advice]:
+    return {
+        ".".join((*kind.root, name)): note
+        for kind in sections()
+        for name, field in kind.model_fields.items()
+        for note in field.metadata
+        if isinstance(note, Advice)
+    }
+
+
+def advice(experiment: Experiment) -> list[str]:
+    """One sentence for each value outside the range its document advises, with range and source."""
+    warnings = []
+    values = leaves(experiment)
+    for path, note in _advised().items():
+        value = values.get(path)
+        if value is not None and not note.low <= value <= note.high:
+            warnings.append(f"`{path}` is {value:g}; advised are {note.low:g} to {note.high:g} ({note.source})")
+    if experiment.search and {"method.alpha", "training.learning_rate"} <= set(experiment.search.space):
+        both = "`search.space` varies alpha and learning rate, which work much alike: one of them is enough"
+        warnings.append(f"{both} (PARAMETERS §3)")
+    return warnings
+
+
+def fingerprint(experiment: Experiment, data_fingerprint: str, revision: str | None) -> str:
+    """16 hex digits that name what is learned: a resolved experiment, the data and the base, wherever they lie.
+
+    The name and all paths stay out: the data are named by their fingerprint, a base in a folder by the folder's name.
+    """
+    what = {"experiment": _substance(experiment), "data": data_fingerprint, "revision": revision}
+    canonical = json.dumps(what, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def differences(a: Experiment, b: Experiment) -> list[str]:
+    """Dotted paths on which two experiments disagree, as the fingerprint sees them, in the documentation's order."""
+    left, right = _substance(a), _substance(b)
+    paths = [*left, *(path for path in right if path not in left)]
+    return [path for path in paths if path not in left or path not in right or left[path] != right[path]]
+
+
+def _substance(experiment: Experiment) -> dict[str, Any]:
+    values = {path: value for path, value in leaves(experiment).items() if path != "name" and path not in _SPLITS}
+    base = PurePath(experiment.model.name)
+    values["model.name"] = base.name if base.is_absolute() else experiment.model.name
+    return json.loads(json.dumps(values))  # tuples and lists are the same, as in a file

@@ -1,0 +1,211 @@
+"""What a field may hold: the strict base of all sections, advice ranges, and the readings that people expect.
+
+Lives here: `Part`, `Advice`, field types and their checks. Does not live here: any parameter (`parameters.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Ge, Gt, Le
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from luthier.errors import did_you_mean
+from luthier.spec import wording
+
+DOCUMENT = "IBM watsonx.ai, Parameters for tuning foundation models (2025)"
+ROWS = "(rows given in Python)"
+"""Stands for an iterable of rows wherever an experiment is written down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The range a document advises. A value outside draws one warning; the schema carries the range for forms."""
+
+    low: float
+    high: float
+    source: str = DOCUMENT
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return handler(core) | {"advice": {"low": self.low, "high": self.high, "source": self.source}}
+
+
+@dataclass(frozen=True, slots=True)
+class OrText:
+    """In the schema: the section may be written as a plain text, which stands for its `shorthand` field."""
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler(core)]}
+
+
+if TYPE_CHECKING:
+    _Strict = BaseModel
+else:
+
+    class _Checked(type(BaseModel)):
+        """A section made in Python is refused with the same SpecError as in a file; sections inside sections keep
+        pydantic's own error, which knows where they stand."""
+
+        def __call__(cls, /, **fields):
+            try:
+                return super().__call__(**fields)
+            except ValidationError as error:
+                method = cls.model_fields["type"].default if "type" in cls.model_fields else None
+                raise wording.explain(error, known_paths(), lambda path: None, cls.root, method) from None
+
+    class _Strict(BaseModel, metaclass=_Checked):
+        pass
+
+
+class Part(_Strict):
+    """A section of an experiment: frozen, strict (the text "8" is not a number), closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )  # fmt: skip
+    root: ClassVar[tuple[str, ...]] = ()
+    shorthand: ClassVar[str | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _open_shorthand(cls, value: Any) -> Any:
+        if value is None:  # a section whose every line is commented out
+            return {}
+        return {cls.shorthand: value} if cls.shorthand and isinstance(value, str | os.PathLike) else value
+
+
+def sections(part: type[Part] = Part) -> Iterator[type[Part]]:
+    """Every section that can stand in an experiment, each method on its own."""
+    for kind in part.__subclasses__():
+        if kind.__subclasses__():
+            yield from sections(kind)
+        elif kind.__module__.startswith("luthier."):
+            yield kind
+
+
+@functools.cache
+def known_paths() -> dict[str, tuple[str, ...]]:
+    """Every leaf's dotted path → the methods it belongs to (none: to any)."""
+    known: dict[str, tuple[str, ...]] = {}
+    inner = {kind.root for kind in sections()}
+    for kind in sections():
+        methods = (kind.model_fields["type"].default,) if kind.root == ("method",) else ()
+        for name in kind.model_fields:
+            if (*kind.root, name) not in inner:
+                path = ".".join((*kind.root, name))
+                known[path] = (*known.get(path, ()), *methods)
+    return known
+
+
+# --- checks and readings of single values. A message continues the parameter's name: "`data.train` must be …" ---------
+
+
+def no_secret(text: str) -> str:
+    if wording.is_secret(text):
+        raise ValueError(wording.SECRET)
+    return text
+
+
+def path_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def listed(value: Any) -> Any:
+    """One text where a list is meant is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+def split_source(value: Any, info: ValidationInfo[Any]) -> Any:
+    """A split: a path or Hub name, a share of `train`, or (from Python) rows."""
+    if isinstance(value, str | os.PathLike):
+        if not os.fspath(value):
+            raise ValueError("must not be empty")
+        return no_secret(os.fspath(value))
+    if info.field_name != "train":
+        if value is None:
+            return None
+        if type(value) in (int, float):
+            if not 0 <= value < 1:
+                raise ValueError(f"as a number is a share of `train`: at least 0 and less than 1, not {value:g}")
+            return float(value)
+    if type(value).__module__.partition(".")[0] == "pandas" and type(value).__name__ == "DataFrame":
+        value = value.to_dict("records")  # iterating over a frame gives the names of its columns
+    written = info.context is not None and info.context["written"]
+    if written or isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
+        rows = "" if written else ", or an iterable of rows"
+        raise ValueError(f"must be a path or the name of a Hub data set{rows}, not {wording.shown(value)}")
+    if isinstance(value, Sequence) and not all(isinstance(row, Mapping) for row in value[:1]):
+        raise ValueError(f"must hold rows that are mappings (column: value), not {wording.shown(value[0])}")
+    return value
+
+
+def digits_as_text(value: Any) -> Any:
+    """Class names are text; whole numbers are read as their digits, as a CSV file would give them."""
+    return [str(item) if type(item) is int else item for item in value] if isinstance(value, list | tuple) else value
+
+
+def distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("must not name the same label twice")
+    return value
+
+
+def braces(template: str) -> str:
+    """watsonx writes a column as `{{input}}`, we as `{input}`; both are read.
+
+    >>> braces("Input: {{ input }} Output:")
+    'Input: {input} Output:'
+    """
+    return re.sub(r"\{\{\s*(\w+)\s*\}\}", r"{\1}", template)
+
+
+def underscored(value: str) -> str:
+    return re.sub(r"[/-]", "_", value)
+
+
+def share_or_steps(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError(f"must be a share below 1 or a whole number of steps, not {value:g}")
+    return value
+
+
+def cleaning_steps(value: Any) -> Any:
+    return (("duplicates",) if value else ()) if isinstance(value, bool) else value
+
+
+def search_space(value: Any) -> Any:
+    """Each entry: a parameter's path → a list of choices, or one of {log|uniform|int: [low, high]}."""
+    for path, choices in value.items() if isinstance(value, dict) else ():
+        if path not in known_paths() or path.startswith("search.") or path == "name":
+            near = did_you_mean(str(path), known_paths())
+            raise ValueError(f"has `{path}`, which is not a parameter of a trial" + (f"; {near}" if near else ""))
+        if isinstance(choices, list | tuple) and choices:
+            continue
+        if not isinstance(choices, Mapping) or len(choices) != 1 or not set(choices) <= {"log", "uniform", "int"}:
+            raise ValueError(f"needs for `{path}` a list of choices or {{log|uniform|int: [low, high]}}")
+        ((kind, ends),) = choices.items()
+        if not isinstance(ends, list | tuple) or [type(end) in (int, float) for end in ends] != [True, True]:
+            raise ValueError(f"needs two numbers for `{path}`: {{{kind}: [low, high]}}")
+        if not ends[0] < ends[1] or (kind == "log" and ends[0] <= 0):
+            raise ValueError(f"needs the lower number first for `{path}`" + (", above 0" if kind == "log" else ""))
+    return value
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(no_secret)]
+Texts = Annotated[tuple[Text, ...], Field(strict=False), BeforeValidator(listed)]
+Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+Positive = Annotated[float, Gt(0)]

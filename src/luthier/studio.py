@@ -1,0 +1,282 @@
+"""`Studio(home)`: the verbs and the listings, the one door that CLI, server and Python programs go through.
+
+Lives here: which run an experiment means, and handing it to a worker. Does not live here: the work (`worker.py`), where
+it runs (`engines.py`), how it looks (`cli/`). Nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import luthier
+from luthier import engines, errors, presets, runs, spec
+from luthier.errors import LuthierError, NotFound, SpecError, TrainingError
+from luthier.runs import Event, Plan, Run
+
+if TYPE_CHECKING:
+    from luthier.data.prepare import Dataset
+    from luthier.evaluation.report import Comparison, Report
+    from luthier.publishing import Published
+    from luthier.workbench import Reply, Seen
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An experiment with every value decided and its data prepared; no weight has been loaded."""
+
+    resolved: presets.Resolved
+    chosen: spec.Experiment
+    dataset: Dataset
+    facts: presets.BaseFacts
+    revision: str
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return self.resolved.experiment.name or "run"
+
+
+@dataclass(frozen=True, slots=True)
+class Studio:
+    """All verbs on one home folder (`$LUTHIER_HOME`, else `~/.luthier`)."""
+
+    home: Path = field(default_factory=runs.home)
+
+    # --- before a run
+    def prepare(self, data: spec.Data, task: str | None = None, seed: int = 0) -> Dataset:
+        """Read, recognise, clean and split the rows; the same rows give the same Dataset. Raises DataError."""
+        from luthier.data.prepare import prepare
+
+        return prepare(data, self.home, seed, task)
+
+    def draft(self, experiment: spec.Experiment) -> Draft:
+        """Look at the base's configuration, prepare the data, and decide every open value. Raises any LuthierError."""
+        from luthier.models import facts
+
+        chosen = _named(experiment)
+        base = facts.inspect(chosen.model.name, chosen.model.revision)
+        folder, commit = facts.locate(chosen.model.name, chosen.model.revision, weights=False)
+        revision = commit or facts.weights_digest(folder)
+        dataset = self.prepare(chosen.data, chosen.task, chosen.seed)
+        resolved = presets.resolve(chosen, base, dataset.task)
+        fingerprint = spec.fingerprint(resolved.experiment, dataset.fingerprint, revision)
+        return Draft(resolved, chosen, dataset, base, revision, fingerprint)
+
+    def plan(self, experiment: spec.Experiment | Draft) -> Plan:
+        """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in the warnings."""
+        from luthier import workbench
+
+        draft = experiment if isinstance(experiment, Draft) else self.draft(experiment)
+        return workbench.plan(draft.resolved, draft.dataset)
+
+    def look(self, experiment: spec.Experiment, count: int = 3, split: str = "train") -> list[Seen]:
+        """The first rows of a split as the model would see them, token by token."""
+        from luthier import workbench
+
+        draft = self.draft(experiment)
+        return workbench.look(draft.resolved, draft.dataset, count, split)
+
+    # --- runs
+    def tune(self, experiment: spec.Experiment, new: bool = False) -> Run:
+        """The run that `experiment` means, with a worker on it unless it is done already.
+
+        The newest run of that name decides: the same and done is given back; the same and unfinished continues; done
+        and different, or `new`, begins another. Raises SpecError, naming the fields, if unfinished and different.
+        """
+        draft = self.draft(experiment)
+        previous = None if new else runs.newest_of_name(self.home, draft.name)
+        if previous is not None and previous.fingerprint == draft.fingerprint:
+            return self.resume(previous)
+        if previous is not None and previous.state != "done":
+            raise SpecError(
+                f"run {previous.id} is {previous.state} and was described differently: {_differences(previous, draft)}",
+                hint="`--new` starts another run; with the old values the same command continues this one",
+            )
+        return engines.start(self._create(draft))
+
+    def _create(self, draft: Draft) -> Run:
+        resolved, origins = draft.resolved.experiment, dict(draft.resolved.origins)
+        files = {
+            "experiment.yaml": spec.dump(draft.chosen),
+            "resolved.yaml": spec.dump(resolved, origins),
+            "origins.json": json.dumps(origins, ensure_ascii=False, indent=1) + "\n",
+        }
+        facts = {
+            "model": resolved.model.name,
+            "family": draft.facts.family,
+            "task": draft.dataset.task,
+            "method": resolved.method.type,
+            "dataset": draft.dataset.fingerprint,
+            "revision": draft.revision,
+            "notes": list(draft.resolved.notes),
+            "luthier": luthier.__version__,
+        }
+        return runs.create(self.home, draft.name, draft.fingerprint, files, facts)
+
+    def resume(self, run: Run) -> Run:
+        """Continue an unfinished run, or find the worker it has; a run that is done is given back as it is."""
+        return run if run.state == "done" else engines.start(run)
+
+    def stop(self, run: Run) -> Run:
+        """Ask the run's worker to save and end; gives the run once it is at rest."""
+        return engines.stop(run)
+
+    def watch(self, run: Run) -> Iterator[Event]:
+        """The events of the run's present attempt, as they happen, until it is at rest."""
+        return runs.follow(run.path)
+
+    def runs(self) -> list[Run]:
+        """Every run, the newest first."""
+        return runs.all_runs(self.home)
+
+    def find(self, word: str | None = None) -> Run:
+        """The run that `word` means (see `runs.find`); without a word the newest. Raises NotFound."""
+        if word is not None:
+            return runs.find(self.home, word)
+        if not (every := self.runs()):
+            raise NotFound("there are no runs yet", where=str(self.home), hint="`luthier tune FILE` makes one")
+        return every[0]
+
+    # --- what a run has learned
+    def evaluate(self, subject: Run | str, data: str | Path | None = None) -> Report:
+        """Score a run, or a base model by name, on the rows of `data`; a run without `data`: the report of its test."""
+        from luthier import assessment
+
+        if data is None:
+            if isinstance(subject, Run):
+                return report(subject)
+            raise SpecError("a base model needs rows to be evaluated on", hint="say which: `--data FILE`")
+        if isinstance(subject, Run):
+            return assessment.of_run(subject, data)
+        return assessment.of_base(subject, data, self.home)
+
+    def compare(self, subjects: Sequence[Run]) -> dict[str, list[Comparison]]:
+        """Each run against the first on the test rows both answered: metric → comparisons, in the order of the runs."""
+        from luthier.evaluation import metrics, predictions
+        from luthier.evaluation.report import verdict
+
+        answered = {}
+        for run in subjects:
+            rows = predictions.side(predictions.read(_reported(run) / "predictions.jsonl"), "tuned")
+            answered[run.id] = {row.id: row for row in rows}
+        shared = set.intersection(*(set(rows) for rows in answered.values()))
+        if not shared:
+            raise SpecError("these runs share no test row", hint="compare runs of one data set")
+        names = list(report(subjects[0]).scores)
+        order = [row for row in answered[subjects[0].id] if row in shared]
+        first = [answered[subjects[0].id][row] for row in order]
+        return {
+            metric.name: [
+                verdict(metric, [answered[run.id][row] for row in order], first, (run.id, subjects[0].id))
+                for run in subjects[1:]
+            ]
+            for metric in metrics.by_name(names)
+        }
+
+    def generate(self, run: Run, prompts: Sequence[str], base: bool = False) -> Iterator[Reply]:
+        """What the tuned model (and with `base` the untuned one) says to each prompt, piece by piece."""
+        from luthier import workbench
+
+        return workbench.generate(run, prompts, base)
+
+    def publish(self, run: Run, folder: str | Path, merge: bool = False) -> Published:
+        """Pack the run's adapter, or merge it into its base, and prove it in a fresh process. Raises ModelError."""
+        from luthier import publishing, workbench
+
+        learned = workbench.learned(run)
+        return publishing.publish(learned, workbench.experiment_of(run).model, Path(folder), merge=merge)
+
+
+def report(run: Run) -> Report:
+    """The report of a run's test. Raises NotFound where it has none yet."""
+    from luthier.evaluation.report import read_json
+
+    return read_json(_reported(run) / "report.json")
+
+
+def failure(run: Run) -> LuthierError | None:
+    """What ended a failed run, as the error it was."""
+    if run.error is None:
+        return None
+    kinds = {kind.__name__: kind for kind in (errors.SpecError, errors.DataError, errors.ModelError, errors.NotFound)}
+    kind = kinds.get(run.error["kind"] or "", errors.TrainingError)
+    return kind(run.error["message"] or "", run.error["where"], run.error["hint"])
+
+
+def done(run: Run) -> Run:
+    """`run`, if it is done. Raises the error that ended it, or TrainingError if it was stopped or killed."""
+    if problem := failure(run):
+        raise problem
+    if run.state == "interrupted":
+        hint = f"`luthier resume {run.id}` continues at its last checkpoint"
+        raise TrainingError("the worker was ended from outside before it could save", str(run.path), hint)
+    if run.state != "done":
+        raise TrainingError(f"run {run.id} is {run.state}", hint=f"`luthier resume {run.id}` continues it")
+    return run
+
+
+def plan(experiment: spec.Experiment) -> Plan:
+    """What a run of `experiment` would do."""
+    return Studio().plan(experiment)
+
+
+def prepare(data: spec.Data | Any, task: str | None = None, seed: int = 0) -> Dataset:
+    """Read, recognise, clean and split rows: a path, a Hub name, an iterable, or `Data` with its wishes."""
+    return Studio().prepare(data if isinstance(data, spec.Data) else spec.Data(train=data), task, seed)
+
+
+def evaluate(subject: Run | str, data: str | Path | None = None) -> Report:
+    """Score a run, or a base model by name, on rows of yours; a run alone: the report of its test."""
+    return Studio().evaluate(subject, data)
+
+
+def compare(*subjects: Run) -> dict[str, list[Comparison]]:
+    """Each run against the first, on the test rows both answered."""
+    return Studio().compare(subjects)
+
+
+def generate(run: Run, prompt: str) -> str:
+    """The tuned model's answer to one prompt."""
+    return "".join(piece for reply in Studio().generate(run, [prompt]) for piece in reply.tuned)
+
+
+def publish(run: Run, folder: str | Path, merge: bool = False) -> Published:
+    """Pack a run's adapter, or merge it into its base, and prove it in a fresh process."""
+    return Studio().publish(run, folder, merge)
+
+
+def _named(experiment: spec.Experiment) -> spec.Experiment:
+    """A name for its runs, where nobody gave one; a base in a folder by its whole path, so that a worker finds it."""
+    model = experiment.model
+    changes: dict[str, Any] = {}
+    if Path(model.name).expanduser().is_dir():
+        path = str(Path(model.name).expanduser().resolve())
+        changes["model"] = type(model).model_construct(model.model_fields_set, **dict(model) | {"name": path})
+    if experiment.name is None:
+        stem = re.sub(r"[^\w.-]+", "-", Path(model.name).name).lstrip("-.")
+        changes["name"] = f"{stem}-{experiment.method.type}"[:64]
+    return spec.Experiment.model_construct(experiment.model_fields_set, **dict(experiment) | changes)
+
+
+def _differences(previous: Run, draft: Draft) -> str:
+    """The fields on which an earlier run and this experiment disagree, with both values."""
+    before, now = spec.load(previous.path / "resolved.yaml"), draft.resolved.experiment
+    old, new = spec.leaves(before), spec.leaves(now)
+    told = [f"`{path}` ({old.get(path)} → {new.get(path)})" for path in spec.differences(before, now)]
+    if previous.facts["dataset"] != draft.dataset.fingerprint:
+        told.append("`data` (the rows have changed)")
+    if previous.facts["revision"] != draft.revision:
+        told.append("`model` (the base's files have changed)")
+    return ", ".join(told)
+
+
+def _reported(run: Run) -> Path:
+    if not (run.path / "report.json").is_file():
+        hint = f"it is {run.state}; `luthier resume {run.id}` continues it" if run.state != "done" else None
+        raise NotFound(f"run {run.id} has no report yet", where=str(run.path), hint=hint)
+    return run.path

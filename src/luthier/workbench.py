@@ -1,0 +1,269 @@
+"""A run's parts laid ready: its base, its rows as tokens, what the gate says, its adapter.
+
+Lives here: bringing into memory what worker, plan, look, evaluate and generate all need. Does not live here: the order
+of a run's work (`worker.py`), any of the parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier import hardware, presets, spec
+from luthier.data import encode, formats, gate
+from luthier.data.encode import EncodedSplit, Rules
+from luthier.data.examples import Encoded, Example
+from luthier.data.prepare import Dataset, load_dataset
+from luthier.errors import NotFound
+from luthier.evaluation import generate as speech
+from luthier.models import adapters, base, facts, methods
+from luthier.models.base import Base
+from luthier.models.methods import Tuned
+from luthier.runs import Plan, Run
+from luthier.train import plan as planning
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """An experiment's base and rows, ready to train. `findings`: what the gate says; `remarks`: counts, in words."""
+
+    experiment: spec.Experiment
+    dataset: Dataset
+    base: Base
+    rules: Rules
+    train: tuple[Encoded, ...]
+    validation: tuple[Encoded, ...]
+    findings: tuple[gate.Finding, ...]
+    remarks: tuple[str, ...]
+    cut: int
+
+
+def of_run(run: Run) -> Bench:
+    """The bench of a run, from its folder and the data set it names."""
+    return lay(experiment_of(run), dataset_of(run))
+
+
+def experiment_of(run: Run) -> spec.Experiment:
+    """What the run was described as, every value decided."""
+    return spec.load(run.path / "resolved.yaml")
+
+
+def dataset_of(run: Run) -> Dataset:
+    """The prepared data of a run."""
+    return load_dataset(run.path.parents[1] / "data" / run.facts["dataset"])
+
+
+def result_of(run: Run) -> Path:
+    """Where what the run learned lies: an adapter, or after full tuning a whole model."""
+    return run.path / ("model" if run.facts["method"] == "full" else "adapter")
+
+
+def lay(experiment: spec.Experiment, dataset: Dataset, weights: bool = True) -> Bench:
+    """Load the base, encode train and validation, ask the gate. Raises ModelError; DataError by the length policy."""
+    loaded = base.load(experiment.model, experiment.method, dataset.labels, weights=weights)
+    rules = rules_of(experiment, dataset, loaded)
+    examples = {split: dataset.examples(split) for split in ("train", "validation")}
+    train = encode.encode_split(examples["train"], loaded.tokenizer, rules)
+    validation = encode.encode_split(examples["validation"], loaded.tokenizer, rules)
+    known = _gate_facts(experiment, loaded)
+    findings = [
+        *gate.inspect(train.rows, examples["train"], known),
+        *gate.inspect(validation.rows, examples["validation"], known),
+        *gate.longer_than_training(train.rows, validation.rows, examples["validation"]),
+    ]
+    remarks = (*loaded.notes, *_counted("train", train), *_counted("validation", validation))
+    return Bench(
+        experiment, dataset, loaded, rules, train.rows, validation.rows, tuple(findings), remarks, len(train.cut)
+    )
+
+
+def rules_of(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Rules:
+    """How the experiment's rows become tokens of this base."""
+    data, method = experiment.data, experiment.method
+    return Rules(
+        family=loaded.family,
+        task=dataset.task,
+        chat=loaded.tokenizer.chat_template is not None,
+        template=data.template,
+        train_on=data.train_on,
+        overlength=data.overlength,
+        max_seq_length=experiment.training.max_seq_length,
+        end_token_ids=loaded.end_token_ids,
+        labels=dataset.labels,
+        virtual_tokens=_virtual_tokens(method),
+    )
+
+
+def _virtual_tokens(method: spec.Method) -> int:
+    return method.virtual_tokens or 0 if isinstance(method, spec.PromptTuning) else 0
+
+
+def _gate_facts(experiment: spec.Experiment, loaded: Base) -> gate.GateFacts:
+    frozen = not isinstance(experiment.method, spec.Full)
+    return gate.GateFacts(
+        end_token_ids=loaded.end_token_ids,
+        bos_id=loaded.tokenizer.bos_token_id,
+        positions=loaded.facts.positions,
+        untrained_ids=base.untrained_token_ids(loaded) if frozen else frozenset(),
+        virtual_tokens=_virtual_tokens(experiment.method),
+        family=loaded.family,
+        unknown_id=loaded.tokenizer.unk_token_id,
+    )
+
+
+def _counted(split: str, encoded: EncodedSplit) -> list[str]:
+    """What the length policy did, with the rows it did it to."""
+    told = []
+    for verb, rows in (("dropped", encoded.dropped), ("cut", encoded.cut)):
+        if rows:
+            shown = "; ".join(rows[:3]) + ("; …" if len(rows) > 3 else "")
+            told.append(f"{len(rows):,} rows of {split} were {verb}: {shown}")
+    return told
+
+
+def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
+    """What a run would do, with what the gate and the length policy say among its warnings."""
+    experiment = resolved.experiment
+    bench = lay(experiment, dataset, weights=_weights_tell(experiment))
+    trainable = planning.trainable_parameters(experiment, bench.base.facts)
+    if trainable is None or bench.base.family == "encoder":
+        trainable = methods.attach(bench.base, [experiment.method], [0]).slots[0].trainable_parameters
+    planned = planning.plan(experiment, bench.train, bench.cut, bench.base.facts, trainable)
+    said = [f"{found.code}: {found.message} [{', '.join(found.rows)}]; {found.hint}" for found in bench.findings]
+    lengths = [len(row.ids_L) for row in bench.train]
+    told = {
+        "median": int(np.median(lengths)),
+        "longest": max(lengths),
+        "longest_answer": max(int(row.train_L.sum()) for row in bench.train),
+    }
+    return dataclasses.replace(planned, warnings=(*planned.warnings, *said, *bench.remarks), lengths=told)
+
+
+def _weights_tell(experiment: spec.Experiment) -> bool:
+    """Whether a plan must read weights: those of an encoder tell which parts of its head are new, and are small."""
+    return facts.inspect(experiment.model.name, experiment.model.revision).family == "encoder"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A row as a model sees it: its tokens as text, and which of them are trained; an encoder's class in `label`."""
+
+    where: str
+    pieces: tuple[str, ...]
+    trained: tuple[bool, ...]
+    label: str | None
+
+
+def look(resolved: presets.Resolved, dataset: Dataset, count: int, split: str) -> list[Seen]:
+    """The first `count` rows of `split` as tokens."""
+    loaded = base.load(resolved.experiment.model, resolved.experiment.method, dataset.labels, weights=False)
+    rules = rules_of(resolved.experiment, dataset, loaded)
+    seen = []
+    for example in dataset.examples(split)[:count]:
+        row = encode.encode(example, loaded.tokenizer, rules)
+        if row is not None:
+            pieces = _pieces(loaded.tokenizer, row.ids_L.tolist())
+            label = dataset.labels[row.label] if row.label >= 0 else None
+            seen.append(Seen(example.where, pieces, tuple(map(bool, row.train_L)), label))
+    return seen
+
+
+def _pieces(tokenizer: Any, ids: list[int]) -> tuple[str, ...]:
+    """What each token adds to the text; a token that ends within a letter adds nothing, the next one all of it."""
+    pieces, text = [], ""
+    for end in range(1, len(ids) + 1):
+        longer = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        whole = longer.rstrip("\ufffd")
+        pieces.append(whole[len(text) :])
+        text = text if len(whole) < len(text) else whole
+    return tuple(pieces)
+
+
+def learned(run: Run) -> Path:
+    """The folder of what the run learned. Raises NotFound where there is nothing yet."""
+    if not result_of(run).is_dir():
+        raise NotFound(f"run {run.id} has learned nothing yet: it is {run.state}", where=str(run.path))
+    return result_of(run)
+
+
+def open_run(run: Run) -> Tuned:
+    """The run's base with what it learned in slot 0, ready to speak. Raises NotFound where nothing was learned yet."""
+    folder, experiment, labels = learned(run), experiment_of(run), dataset_of(run).labels
+    model, method = experiment.model, experiment.method
+    if isinstance(method, spec.Full):
+        model = model.model_copy(update={"name": str(folder), "revision": None})
+    loaded = base.load(model, method, labels, spread=_exceeds_one_device(model))
+    tuned = methods.attach(loaded, [method], [experiment.seed])
+    if not isinstance(method, spec.Full):
+        adapters.load(tuned, tuned.slots[0], folder)
+    return tuned
+
+
+def bare(model: spec.Model, labels: tuple[str, ...]) -> Tuned:
+    """A base alone, without a slot, ready to speak."""
+    return methods.attach(base.load(model, None, labels, spread=_exceeds_one_device(model)), [], [])
+
+
+def _exceeds_one_device(model: spec.Model) -> bool:
+    """Whether a base's weights alone fill a device, so that it must be spread to be asked anything."""
+    machine = hardware.machine()
+    width = 4 if (machine.dtype if model.dtype == "auto" else model.dtype) == "float32" else 2
+    weights = facts.inspect(model.name, model.revision).parameters * width
+    return machine.device != "cpu" and weights > 0.9 * machine.memory_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What was said to a prompt, piece by piece as it is read: by the tuned model, and by the base if it was asked."""
+
+    prompt: str
+    tuned: Iterator[str]
+    base: Iterator[str] | None
+
+
+def generate(run: Run, prompts: Sequence[str], with_base: bool = False) -> Iterator[Reply]:
+    """Answers to prompts as the run's rows were asked: a prompt is the question's text, or a JSON object of columns."""
+    experiment, dataset, tuned = experiment_of(run), dataset_of(run), open_run(run)
+    other = (tuned if not tuned.full else bare(experiment.model, dataset.labels)) if with_base else None
+    rules = rules_of(experiment, dataset, tuned.base)
+    for number, prompt in enumerate(prompts, 1):
+        row = _row(prompt, dataset.format)
+        example = formats.to_example(row, dataset.format, experiment.data, "prompt", number, answered=False)
+        told = _said(run, experiment, tuned, 0, rules, example)
+        yield Reply(prompt, told, _said(run, experiment, other, None, rules, example) if other else None)
+
+
+_QUESTION = {"prompt_completion": "prompt", "alpaca": "instruction", "text_label": "text", "text": "text"}
+
+
+def _row(prompt: str, format_name: str) -> dict[str, Any]:
+    """A prompt as a row of the run's format, its answer left out."""
+    with contextlib.suppress(ValueError):
+        columns = json.loads(prompt)
+        if isinstance(columns, dict):
+            return columns
+    if format_name == "messages":
+        return {"messages": [{"role": "user", "content": prompt}]}
+    if format_name == "sharegpt":
+        return {"conversations": [{"from": "human", "value": prompt}]}
+    return {_QUESTION.get(format_name, "input"): prompt}
+
+
+def _said(
+    run: Run, experiment: spec.Experiment, tuned: Tuned, slot: int | None, rules: Rules, example: Example
+) -> Iterator[str]:
+    if tuned.base.family == "encoder":
+        encoded = encode.encode(example, tokenizer=tuned.base.tokenizer, rules=rules)
+        scores = speech.class_logits(tuned, slot, [encoded] if encoded else [])[0]
+        return iter([rules.labels[int(scores.argmax())]])
+    ids = encode.encode_prompt(example, tuned.base.tokenizer, rules).tolist()
+    wishes = experiment.evaluation
+    longest = wishes.max_new_tokens or run.facts["longest_answer"]
+    return speech.stream(tuned, slot, ids, longest, wishes.temperature, experiment.seed)

@@ -1,0 +1,206 @@
+"""The command line: data on stdout, words on stderr, exit codes, one wording for errors, no traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from luthier import runs, spec
+from luthier.cli import app, commands
+from luthier.studio import Studio
+from tests import rows
+from tests.cli.conftest import Luthier
+
+OWN_FLAGS = {
+    "demo": {"--json"},
+    "init": {"--out", "--set"},
+    "doctor": {"--json"},
+    "schema": set(),
+    "prepare": {"--json"},
+    "look": {"--rows", "--split", "--set", "--json"},
+    "plan": {"--set", "--json"},
+    "tune": {"--set", "--new", "--json"},
+    "stop": set(),
+    "resume": {"--json"},
+    "watch": {"--json"},
+    "runs": {"--json"},
+    "show": {"--json"},
+    "evaluate": {"--data", "--json"},
+    "compare": {"--json"},
+    "generate": {"--file", "--base", "--json"},
+    "publish": {"--merge", "--json"},
+}
+"""Every verb and every flag it has. A parameter is changed with --set: add no flag for one."""
+
+
+def test_the_flags_are_these_and_no_verb_has_more_than_five() -> None:
+    found = {}
+    for name, command in typer.main.get_group(app.app).commands.items():
+        found[name] = {flag for option in command.params for flag in option.opts if flag.startswith("--")} - {"--help"}
+    assert found == OWN_FLAGS
+    assert max(map(len, found.values())) <= 5
+
+
+def test_every_verb_says_in_a_line_what_it_does() -> None:
+    for functions in app.COMMANDS.values():
+        for function in functions:
+            assert function.__doc__ and len(function.__doc__.splitlines()[0]) < 130
+
+
+def test_tune_prints_the_verdict_and_nothing_else_on_stdout(luthier: Luthier, experiment: Path, tmp_path: Path) -> None:
+    first = luthier("tune")
+    assert first.code == 0 and re.fullmatch(r"accuracy: tuned \d\.\d\d \(.*\n", first.out)
+    for words in ("training: ", "step ", "validation ", "report: "):
+        assert words in first.err
+    again = luthier("tune")
+    assert again.code == 0 and again.out == first.out and "is done already" in again.err
+    [run] = runs.all_runs(tmp_path / "home")
+    assert run.name == "experiment"
+
+
+def test_json_is_events_and_then_the_report(luthier: Luthier, experiment: Path) -> None:
+    told = [json.loads(line) for line in luthier("tune", "--json").out.splitlines()]
+    kinds = [line["event"] for line in told[:-1]]
+    assert {"Started", "Stepped", "Evaluated", "Saved", "Finished"} <= set(kinds) and kinds[-1] == "Finished"
+    assert told[-1]["verdict"] == told[-1]["report"]["verdict"]
+
+
+def test_set_changes_a_parameter_and_only_so(luthier: Luthier, experiment: Path) -> None:
+    told = json.loads(luthier("plan", "--set", "training.learning_rate=0.5", "--set", "method.rank=2", "--json").out)
+    assert told["values"]["training.learning_rate"] == {"value": 0.5, "origin": "you"}
+    assert told["values"]["method.rank"]["value"] == 2 and told["values"]["method.dropout"]["origin"] != "you"
+    assert told["plan"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what", "hint"),
+    [
+        (
+            "training: {learning_rte: 1}",
+            "experiment.yaml:5",
+            "`training.learning_rte` is not a parameter",
+            "learning_rate",
+        ),
+        ("training: {batch_size: 0}", "experiment.yaml:5", "`training.batch_size`", ""),
+        ("seed: 1\nseed: 2", "experiment.yaml:6", "seed", ""),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_with_its_line(
+    luthier: Luthier, experiment: Path, text: str, where: str, what: str, hint: str
+) -> None:
+    kept = [line for line in experiment.read_text().splitlines() if not line.startswith("training")]
+    experiment.write_text("\n".join([*kept, "task: generation", text]) + "\n")
+    for verb in ("plan", "tune"):
+        said = luthier(verb)
+        assert said.code == 2 and said.out == "" and "Traceback" not in said.err
+        assert said.err.startswith("error: ") and what in said.err and where in said.err and hint in said.err
+
+
+def test_a_failed_run_says_why_and_shows_it_again(luthier: Luthier, experiment: Path) -> None:
+    said = luthier("tune", "--set", "training.max_seq_length=4")
+    assert said.code == 2 and "longer than 4 tokens" in said.err and "hint: " in said.err
+    shown = luthier("show")
+    assert shown.code == 0 and "failed" in shown.out and "longer than 4 tokens" in shown.err
+    refused = luthier("tune")
+    assert refused.code == 2 and "`training.max_seq_length` (4 → 256)" in refused.err and "--new" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tune", "absent.yaml"), "does not exist"),
+        (("show", "nobody"), "there is no run `nobody`"),
+        (("watch",), "there are no runs yet"),
+        (("evaluate", "nobody"), "there is no run `nobody`"),
+        (("compare", "one"), "cannot be compared"),
+        (("prepare", "absent.jsonl"), "absent.jsonl"),
+    ],
+)
+def test_what_is_not_there_is_your_input(luthier: Luthier, words: tuple[str, ...], said: str) -> None:
+    told = luthier(*words)
+    assert told.code == 2 and told.err.startswith("error: ") and said in told.err and told.out == ""
+
+
+def test_a_defect_of_ours_leaves_a_log_and_no_traceback(
+    luthier: Luthier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(self: Studio) -> list[runs.Run]:
+        raise ZeroDivisionError("division by nobody")
+
+    monkeypatch.setattr(Studio, "runs", broken)
+    said = luthier("runs")
+    assert said.code == 1 and "defect of luthier" in said.err and "Traceback" not in said.err
+    assert "division by nobody" in (tmp_path / "home" / "defect.log").read_text()
+
+
+def test_before_a_run_data_tokens_and_plan_are_shown(luthier: Luthier, experiment: Path) -> None:
+    prepared = luthier("prepare", "pairs.jsonl")
+    assert "input_output rows for classification" in prepared.err and Path(prepared.out.strip()).is_dir()
+    assert json.loads(luthier("prepare", experiment, "--json").out)["labels"] == sorted(rows.COLOURS)
+    looked = luthier("look", "--rows", 1)
+    assert re.search(r"Output:⟦ (red|green|blue)</s>⟧", looked.out) and "trained" in looked.err
+    [seen] = (json.loads(line) for line in luthier("look", "--rows", 1, "--json").out.splitlines())
+    assert len(seen["pieces"]) == len(seen["trained"]) and "".join(seen["pieces"]) in looked.out.replace("⟦", "")
+    planned = luthier("plan").out
+    assert re.search(r"training\.learning_rate +0\.01 +you", planned) and "3 in all" in planned
+
+
+def test_after_a_run_it_is_listed_shown_asked_and_compared(
+    luthier: Luthier, experiment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        assert luthier("tune", "--set", f"seed={seed}", "--set", "task=generation").code == 0
+    listed = luthier("runs").out.splitlines()
+    assert len(listed) == 3 and all("done" in line and "exact match" in line for line in listed[1:])
+    newest, older = (each["id"] for each in json.loads(luthier("runs", "--json").out))
+    assert newest in luthier("show").out and "exact match" in luthier("show", older).out
+    assert json.loads(luthier("show", "--json").out)["report"]["verdict"]
+    assert f"{newest} " in luthier("compare", older, newest).out
+    rows.write(tmp_path / "fresh.jsonl", [{"input": f"item {i}?", "output": "red"} for i in range(90, 93)])
+    assert "n = 3" in luthier("evaluate", newest, "--data", "fresh.jsonl").out
+    answer = luthier("generate", newest, "item 3?")
+    assert answer.code == 0 and answer.out.endswith("\n") and answer.err == ""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("item 3?\n"))
+    assert luthier("generate", newest).out == answer.out
+    (tmp_path / "prompts.txt").write_text("item 3?\nitem 4?\n")
+    said = [
+        json.loads(line)
+        for line in luthier("generate", newest, "--file", "prompts.txt", "--base", "--json").out.splitlines()
+    ]
+    assert [each["prompt"] for each in said] == ["item 3?", "item 4?"] and said[0]["tuned"] == answer.out[:-1]
+    assert all("base" in each for each in said)
+
+
+def test_schema_is_json_schema_and_doctor_finds_this_machine_well(luthier: Luthier) -> None:
+    assert json.loads(luthier("schema").out) == json.loads(json.dumps(spec.json_schema()))
+    found = luthier("doctor")
+    assert found.code == 0 and "device" in found.out and "torch" in found.out
+    assert not any(item["wrong"] for item in json.loads(luthier("doctor", "--json").out))
+
+
+def test_stop_on_a_run_at_rest_says_how_to_go_on(luthier: Luthier, tmp_path: Path) -> None:
+    run = runs.create(tmp_path / "home", "idle", "0", {}, {})
+    said = luthier("stop", run.id)
+    assert said.code == 0 and f"luthier resume {run.id}" in said.err and runs.load(run.path).state == "stopped"
+
+
+def test_advice_is_a_word_and_not_a_refusal(luthier: Luthier, experiment: Path) -> None:
+    said = luthier("plan", "--set", "training.num_epochs=90")
+    assert said.code == 0 and "note: `training.num_epochs` is 90; advised are 1 to 50" in said.err
+
+
+def test_the_module_defines_no_flag_the_table_lacks() -> None:
+    listed = {function for functions in app.COMMANDS.values() for function in functions}
+    public = {
+        function
+        for name, function in vars(commands).items()
+        if isinstance(function, Callable) and not name.startswith("_") and function.__module__ == commands.__name__  # type: ignore[arg-type]
+    }
+    assert listed == public

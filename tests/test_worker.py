@@ -1,0 +1,164 @@
+"""A run carried from rows to verdict: every family and method, stopped and continued, failed and explained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from luthier import engines, runs, spec, worker
+from luthier.evaluation.report import read_json
+from luthier.studio import Studio, failure
+from tests import rows
+
+FEW = {"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-2}
+
+
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., runs.Run]:
+    """`begin(model, data, method="lora", …)`: a queued run in `tmp_path`; the test carries it in this process."""
+    monkeypatch.setattr(engines, "start", lambda run: run)
+
+    def make(model: Path, data: Any, **parts: Any) -> runs.Run:
+        values = {
+            "name": "tiny",
+            "model": str(model),
+            "data": data if isinstance(data, dict) else str(data),
+            "method": "lora",
+            "training": FEW,
+        } | parts
+        return Studio(tmp_path / "home").tune(spec.from_mapping(values), new=True)
+
+    return make
+
+
+def carry(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> runs.Run:
+    worker.work(run.path, stop)
+    return runs.load(run.path)
+
+
+def after(updates: int) -> Callable[[], bool]:
+    """A stop that says yes once the loop has asked that often."""
+    asked = iter(range(10_000))
+    return lambda: next(asked) >= updates
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "method"),
+    [
+        ("tiny_llama", rows.pairs, "lora"),
+        ("tiny_llama", rows.chats, "prompt_tuning"),
+        ("tiny_t5", rows.pairs, "full"),
+        ("tiny_bert", rows.labels, "lora"),
+    ],
+)
+def test_a_run_ends_in_a_verdict_with_everything_in_its_folder(
+    kind: str,
+    data: Callable[..., Path],
+    method: str,
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    begin: Callable[..., runs.Run],
+) -> None:
+    run = carry(begin(tiny(kind, chat=data is rows.chats), data(tmp_path), method=method))
+    assert failure(run) is None and run.state == "done"
+    report = read_json(run.path / "report.json")
+    assert report.scores and set(report.scores) == set(report.base_scores)
+    assert report.verdict == run.facts["verdict"] and report.subject.split == "test"
+    assert report.subject.against == ("most frequent class" if kind == "tiny_bert" else "base")
+    kept = {path.name for path in run.path.iterdir()}
+    assert {"report.html", "predictions.jsonl", "environment.json", "events.jsonl", "resolved.yaml"} <= kept
+    assert ("model" if method == "full" else "adapter") in kept
+    assert isinstance(runs.read_events(run.path)[-1], runs.Finished)
+    assert json.loads((run.path / "environment.json").read_text())["packages"]["torch"]
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(
+    tiny: Callable[..., Path], tmp_path: Path, begin: Callable[..., runs.Run]
+) -> None:
+    data = rows.pairs(tmp_path)
+    training = FEW | {"num_epochs": 3}
+    whole = carry(begin(tiny("tiny_llama"), data, training=training))
+    broken = begin(tiny("tiny_llama"), data, training=training)
+    for asked in (3, 4, 5):
+        broken = carry(broken, after(asked))
+        assert broken.state == "stopped"
+    assert not (broken.path / "adapter").exists()
+    broken = carry(broken)
+    assert broken.state == "done"
+
+    def told(run: runs.Run) -> list[tuple[int, float]]:
+        return [(event.step, event.loss) for event in runs.read_events(run.path) if isinstance(event, runs.Stepped)]
+
+    assert told(broken) == told(whole) and len(told(whole)) > 6
+    one, other = (load_file(run.path / "adapter" / "adapter_model.safetensors") for run in (whole, broken))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+    same = [(run.path / "predictions.jsonl").read_bytes() for run in (whole, broken)]
+    assert same[0] == same[1]
+
+
+def test_a_stop_while_answers_are_asked_for_keeps_what_was_learned(
+    tiny: Callable[..., Path], tmp_path: Path, begin: Callable[..., runs.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tiny("tiny_llama"), rows.pairs(tmp_path))
+    adapter = run.path / "adapter"
+    stopped = carry(run, adapter.exists)
+    assert stopped.state == "stopped" and adapter.exists() and not (run.path / "report.json").exists()
+    written = (adapter / "adapter_model.safetensors").stat().st_mtime_ns
+    assert carry(run).state == "done" and (adapter / "adapter_model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_finding_of_the_gate_ends_the_run_with_rows_and_a_hint(
+    tiny: Callable[..., Path], tmp_path: Path, begin: Callable[..., runs.Run]
+) -> None:
+    data = rows.write(
+        tmp_path / "long.jsonl", [{"input": f"{i} " + "x" * 9 * i, "output": "yes"} for i in range(1, 30)]
+    )
+    run = carry(begin(tiny("tiny_llama"), data, task="generation", training=FEW | {"max_seq_length": 64}))
+    assert run.state == "failed"
+    problem = failure(run)
+    assert problem is not None and type(problem).__name__ == "DataError"
+    assert "long.jsonl:" in str(problem.where) and "data.overlength" in str(problem.hint)
+    last = runs.read_events(run.path)[-1]
+    assert isinstance(last, runs.Finished) and last.state == "failed"
+
+
+def test_a_defect_is_told_with_the_log_and_without_secrets(
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    begin: Callable[..., runs.Run],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "correct-horse-battery")
+
+    def broken() -> None:
+        raise ZeroDivisionError("correct-horse-battery")
+
+    monkeypatch.setattr(worker, "_environment", broken)
+    run = carry(begin(tiny("tiny_llama"), rows.pairs(tmp_path)))
+    problem = failure(run)
+    assert run.state == "failed" and problem is not None
+    assert problem.where == str(run.path / "worker.log") and "defect of luthier" in str(problem.hint)
+    logged = capfd.readouterr().err
+    assert "Traceback" in logged and "correct-horse-battery" not in logged + (run.path / "run.json").read_text()
+
+
+def test_without_test_rows_validation_is_measured_and_the_report_says_so(
+    tiny: Callable[..., Path], tmp_path: Path, begin: Callable[..., runs.Run]
+) -> None:
+    run = carry(begin(tiny("tiny_llama"), {"train": str(rows.pairs(tmp_path)), "test": 0.0}))
+    report = read_json(run.path / "report.json")
+    assert report.subject.split == "validation" and "no test rows" in " ".join(report.notes)
+
+
+def test_without_a_base_to_compare_there_is_a_score_and_no_comparison(
+    tiny: Callable[..., Path], tmp_path: Path, begin: Callable[..., runs.Run]
+) -> None:
+    run = carry(begin(tiny("tiny_llama"), rows.pairs(tmp_path), evaluation={"compare_base": False, "limit": 4}))
+    report = read_json(run.path / "report.json")
+    assert report.scores["accuracy"].n <= 4 and not report.base_scores and not report.comparisons
