@@ -7,14 +7,12 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-export OMP_NUM_THREADS ?= 1
-export TOKENIZERS_PARALLELISM ?= false
-
 .PHONY: demo test check bench wheel clean
 
 demo: .venv/.installed
-	OMP_NUM_THREADS= $(BIN)/luthier demo
+	$(BIN)/luthier demo
 
+test: export OMP_NUM_THREADS = 1
 test: export HF_HUB_OFFLINE = 1
 test: export HF_DATASETS_OFFLINE = 1
 test: .venv/.installed-dev

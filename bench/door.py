@@ -1,6 +1,6 @@
 """The door is light: how long `luthier --help` and `import luthier` take, best of ten. The goal is 0.3 s.
 
-    python bench/door.py
+python bench/door.py
 """
 
 from __future__ import annotations

@@ -89,7 +89,9 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> list
 # ------------------------------------------------------------------------------------------------------------ the loop
 
 
-def train(model: PreTrainedModel, trained: list[nn.Parameter], rows: list[Row], say: argparse.Namespace) -> Iterator[float]:
+def train(
+    model: PreTrainedModel, trained: list[nn.Parameter], rows: list[Row], say: argparse.Namespace
+) -> Iterator[float]:
     """One AdamW update a batch, learning rate falling linearly to zero; yields the mean loss per trained token."""
     optimizer = torch.optim.AdamW(trained, lr=say.learning_rate, weight_decay=0.0)
     steps_per_epoch = math.ceil(len(rows) / say.batch_size)

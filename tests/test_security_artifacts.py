@@ -314,6 +314,10 @@ ADAPTERS: dict[str, tuple[Callable[[Path], None], str | None]] = {
     "configuration is a pipe": (fifo("adapter_config.json"), "adapter_config.json"),
     "manifest nested without end": (put("luthier.json", b'{"files": ' + NEST), "not readable JSON"),
     "manifest that is a list": (put("luthier.json", b"[]"), "JSON object"),
+    "manifest that lies of bits": (
+        set_keys("luthier.json", method={"type": "qlora", "bits": "__import__('os')"}),
+        "make no method",
+    ),
     "manifest without a base": (set_keys("luthier.json", base=None), "luthier.json"),
 }
 

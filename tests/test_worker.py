@@ -162,3 +162,14 @@ def test_without_a_base_to_compare_there_is_a_score_and_no_comparison(
     run = carry(begin(tiny("tiny_llama"), rows.pairs(tmp_path), evaluation={"compare_base": False, "limit": 4}))
     report = read_json(run.path / "report.json")
     assert report.scores["accuracy"].n <= 4 and not report.base_scores and not report.comparisons
+
+
+def test_a_training_that_does_not_stay_finite_fails_with_its_reason(
+    tiny: Callable[..., Path], tmp_path: Path, begin: Callable[..., runs.Run]
+) -> None:
+    run = carry(
+        begin(tiny("tiny_llama"), rows.pairs(tmp_path), training=FEW | {"learning_rate": 1e30, "num_epochs": 9})
+    )
+    problem = failure(run)
+    assert run.state == "failed" and problem is not None and "not finite" in problem.message
+    assert not (run.path / "adapter").exists()

@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from luthier import redaction, runs
+from luthier import redaction, runs, settings
 from luthier.errors import TrainingError
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
@@ -30,19 +31,24 @@ def start(run: runs.Run) -> runs.Run:
     command = [sys.executable, "-m", "luthier.worker", str(run.path)]
     with (run.path / runs.LOG).open("ab") as log:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_environment()
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=_environment(run.path.parents[1]),
         )
-    while runs.attempts(run.path) == attempt:
-        if child.poll() is not None:
-            raise TrainingError("the worker ended before it began", where=str(run.path / runs.LOG))
+    while child.poll() is None and runs.attempts(run.path) == attempt:
         time.sleep(0.02)
+    if runs.attempts(run.path) == attempt:
+        raise TrainingError("the worker ended before it began", where=str(run.path / runs.LOG))
     return runs.load(run.path)
 
 
-def _environment() -> dict[str, str]:
-    """What the worker inherits: everything but the secrets it has no use for."""
+def _environment(home: Path) -> dict[str, str]:
+    """What the worker inherits: the home's settings, and everything here but the secrets it has no use for."""
     kept = {name: value for name, value in os.environ.items() if not redaction.names_a_secret(name)}
-    return kept | {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ}
+    return settings.environment(home) | kept | {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ}
 
 
 def stop(run: runs.Run, grace_seconds: float = 30.0) -> runs.Run:

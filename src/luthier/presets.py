@@ -183,7 +183,7 @@ def learning_rate(method: str, facts: BaseFacts) -> tuple[float, str]:
 
     full: causal 5e-5 · (2000/hidden)^p, p = 0.0775 for Qwen, else 0.781; encoder 5e-5 · (768/hidden)^0.781 in
     2e-5 … 1e-4; T5-like 1e-4 · (2048/hidden)^0.781, other seq2seq 3e-5 · (1024/hidden)^0.781, both at most 1e-3.
-    lora, qlora: ten times that, encoders (whose head is new) twenty. prompt tuning: 3e-2, from hidden size 2000 on 1e-2.
+    lora, qlora: ten times that; twenty for encoders, whose head is new. prompt tuning: 3e-2, from hidden 2000 on 1e-2.
     """
     hidden = facts.hidden_size
     if method == "prompt_tuning":

@@ -26,7 +26,7 @@ from luthier import hardware, spec
 from luthier.data.batches import Share, flat_batches, padded_batches
 from luthier.data.examples import Encoded
 from luthier.errors import LuthierError, ModelError
-from luthier.models import adapters, base, facts, refusals
+from luthier.models import adapters, base, facts, manifest, refusals
 from luthier.models.methods import Tuned, attach
 
 PUBLISHED = """
@@ -177,7 +177,7 @@ def _merge(model: spec.Model, files: adapters.AdapterFiles, out: Path) -> None:
     target = base.load(model, method, labels)
     adapters.merge(target, files)
     adapters.save_model(target, out)
-    adapters.write_manifest(out, target, method, merged=True)
+    manifest.write_manifest(out, target, method, merged=True)
 
 
 def _copy(folder: Path, out: Path) -> None:

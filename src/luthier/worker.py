@@ -62,6 +62,8 @@ def _to_the_end(run: Run, stop: Stop) -> int:
     error: dict[str, str | None] | None = None
     try:
         end = carry(run, stop)
+        if end.state == "failed":
+            error = {"kind": "TrainingError", "message": end.reason, "where": str(run.path), "hint": None}
     except Stopped:
         end = _finished(run, "stopped", "asked to stop; the same command continues")
     except LuthierError as problem:

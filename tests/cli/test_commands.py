@@ -103,6 +103,13 @@ def test_a_mistake_in_the_file_is_told_with_its_line(
         assert said.err.startswith("error: ") and what in said.err and where in said.err and hint in said.err
 
 
+def test_a_secret_is_refused_and_not_repeated(luthier: Luthier, experiment: Path, tmp_path: Path) -> None:
+    secret = "hf_" + "a" * 34
+    said = luthier("tune", "--set", f"model.name={secret}")
+    assert said.code == 2 and "looks like a secret" in said.err and secret not in said.err + said.out
+    assert runs.all_runs(tmp_path / "home") == []
+
+
 def test_a_failed_run_says_why_and_shows_it_again(luthier: Luthier, experiment: Path) -> None:
     said = luthier("tune", "--set", "training.max_seq_length=4")
     assert said.code == 2 and "longer than 4 tokens" in said.err and "hint: " in said.err

@@ -110,7 +110,7 @@ def test_thoughts_of_earlier_turns_are_gone_where_the_template_takes_them_out() 
     text = chats.tokenizer(style.template)
     messages = [
         ASK,
-        {"role": "assistant", "content": "<think>hm</think>\nThree."},
+        {"role": "assistant", "content": "<think>" + "hm " * 40 + "</think>\nThree."},
         {"role": "user", "content": "Sure?"},
         {"role": "assistant", "content": "<think>yes</think>\nSure."},
     ]
@@ -136,13 +136,17 @@ def test_a_template_that_prompts_otherwise_than_it_renders_is_refused() -> None:
     assert "<think>" in (caught.value.hint or "") and caught.value.where == "f:1"
 
 
-def test_a_rewritten_turn_that_cannot_be_found_asks_for_the_last_one() -> None:
-    upper = chats.CHATML.replace("{{ m.content }}", "{{ m.content if loop.last else m.content | upper }}")
-    text = chats.tokenizer(upper)
-    rules = Rules("causal", "chat", chat=True, end_token_ids=(text.convert_tokens_to_ids("<|im_end|>"),))
+@pytest.mark.parametrize("rewritten", ["m.content | upper", "'(hidden)' if 'Three' in m.content else m.content"])
+def test_a_rewritten_turn_that_cannot_be_found_asks_for_the_last_one(rewritten: str) -> None:
+    history = f"{{{{ ({rewritten}) if m.role == 'assistant' and not loop.last else m.content }}}}"
+    text = chats.tokenizer(chats.CHATML.replace("{{ m.content }}", history))
+    rules = _rules(chats.STYLES["chatml"], text)
     with pytest.raises(DataError, match="rewrites message 2") as caught:
         encode.encode(_example(SHAPES["three turns"]), text, rules)
     assert "train_on: last" in (caught.value.hint or "")
+    row = encode.encode(_example(SHAPES["three turns"]), text, _rules(chats.STYLES["chatml"], text, train_on="last"))
+    prompt = encode.encode_prompt(_example(SHAPES["three turns"]), text, rules)
+    assert row is not None and row.ids_L[: row.prompt_length].tolist() == prompt.tolist()
 
 
 def test_a_template_without_end_token_gets_one_and_a_missing_one_is_found() -> None:

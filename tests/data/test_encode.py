@@ -212,6 +212,10 @@ def test_an_encoder_reads_between_its_special_tokens(shared: Path) -> None:
     assert _encoded(_pair("a", "no"), bare, rules).ids_L.tolist() == whole
     assert encode.encode_prompt(_pair("a", "no"), bare, rules).tolist() == whole
     assert encode.encode_prompt(_row({"input": "a"}, answered=False), bare, rules).tolist() == whole
+    bare.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", pair="[CLS] $A $B", special_tokens=[("[CLS]", 0)]
+    )
+    assert _encoded(_pair("a", "no"), bare, rules).ids_L.tolist() == whole[:-1]  # what it adds is what it wants
     with pytest.raises(DataError, match="`yess` is not among the 2 classes") as caught:
         encode.encode(_pair("a", "yess", 4), bare, rules)
     assert (caught.value.where, caught.value.hint) == ("f:4", "did you mean `yes`?")

@@ -100,6 +100,8 @@ def test_columns_win_over_what_else_would_fit() -> None:
     assert _one(row, columns={"output": "label"}).messages[1].content == "b"
     assert _one(row, columns={"text": "input"}).kind == "label"
     assert _one(row | {"text": "t"}, columns={"input": "text"}).messages[0].content == "t"
+    both = {"question": "a", "answer": "b", "text": "t"}
+    assert _one(both, columns={"input": "question", "output": "answer"}).messages[0].content == "a"
     with pytest.raises(DataError, match="names the column `qestion`") as caught:
         _one({"question": "a", "answer": "b"}, columns={"input": "qestion"})
     assert caught.value.hint == "did you mean `question`?"

@@ -116,8 +116,28 @@ def test_no_document_has_a_question_together_with_a_query(documents: list) -> No
 
 
 def test_a_note_names_and_says_nothing_of_what_the_query_does(documents: list) -> None:
-    telling = {"above", "below", "more", "least", "most", "average", "total", "count", "many", "highest", "lowest",
-               "not", "or", "per", "each", "different", "first", "rising", "falling", "between"}
+    telling = {
+        "above",
+        "below",
+        "more",
+        "least",
+        "most",
+        "average",
+        "total",
+        "count",
+        "many",
+        "highest",
+        "lowest",
+        "not",
+        "or",
+        "per",
+        "each",
+        "different",
+        "first",
+        "rising",
+        "falling",
+        "between",
+    }
     notes = [line for kind, text in documents if kind == "noted" for line in text.splitlines() if line[:2] == "--"]
     assert len(notes) > 1000
     assert not any(telling & words_of(note) for note in notes)

@@ -46,7 +46,11 @@ def test_bare_loop_gives_the_same_losses(tiny: Tiny, tmp_path: Path) -> None:
     """From the same file: tokens, order, adapters, losses of every update."""
     file = tmp_path / "train.jsonl"
     records = [
-        {"schema": f"t{i % 3} (a, b)", "input": f"how many rows are {i}?", "output": f"SELECT a FROM t{i % 3} WHERE b = {i}"}
+        {
+            "schema": f"t{i % 3} (a, b)",
+            "input": f"how many rows are {i}?",
+            "output": f"SELECT a FROM t{i % 3} WHERE b = {i}",
+        }
         for i in range(14)
     ]
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

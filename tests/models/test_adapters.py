@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from luthier import spec
 from luthier.errors import ModelError
 from luthier.models import adapters, base, facts
-from luthier.models.card import AUTO_MODEL, model_card
+from luthier.models.manifest import AUTO_MODEL, CARD, MANIFEST, model_card, sha256
 from luthier.models.methods import Tuned, attach
 from tests import tiny as models
 from tests.trained import FULL, LABELS, LORA, PROMPT, QLORA, far, labels_of, ours, plain, trained
@@ -132,7 +132,7 @@ def test_conv1d_is_said(tmp_path: Path) -> None:
 
 
 def test_the_card_shows_the_call_and_no_path(tmp_path: Path) -> None:
-    card = (saved(trained("tiny_bert", LORA), tmp_path / "a") / adapters.CARD).read_text()
+    card = (saved(trained("tiny_bert", LORA), tmp_path / "a") / CARD).read_text()
     assert "AutoPeftModelForSequenceClassification" in card and f"num_labels={len(LABELS)}" in card
     assert "0 = refund, 1 = delivery" in card
     assert str(models.build("tiny_bert").parent) not in card
@@ -147,9 +147,9 @@ def test_labels_cannot_write_the_card() -> None:
 
 def test_files_are_readable_by_others_and_named_by_hash(tmp_path: Path) -> None:
     folder = saved(trained("tiny_llama", LORA), tmp_path / "a")
-    manifest = json.loads((folder / adapters.MANIFEST).read_text())
-    assert {path.name for path in folder.iterdir()} == {*manifest["files"], adapters.MANIFEST}
-    assert all(adapters.sha256(folder / name) == digest for name, digest in manifest["files"].items())
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert {path.name for path in folder.iterdir()} == {*manifest["files"], MANIFEST}
+    assert all(sha256(folder / name) == digest for name, digest in manifest["files"].items())
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir())
     assert manifest["method"]["type"] == "lora" and manifest["base"]["vocabulary"] == models.VOCABULARY
 
@@ -233,9 +233,9 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_loaded(
     tensors = load_file(folder / adapters.WEIGHTS)
     change(tensors)
     save_file(tensors, folder / adapters.WEIGHTS, metadata={"format": "pt"})
-    manifest = json.loads((folder / adapters.MANIFEST).read_text())
-    manifest["files"][adapters.WEIGHTS] = adapters.sha256(folder / adapters.WEIGHTS)
-    (folder / adapters.MANIFEST).write_text(json.dumps(manifest))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][adapters.WEIGHTS] = sha256(folder / adapters.WEIGHTS)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     tuned = attach(base.load(spec.Model(name=str(models.build("tiny_llama"))), LORA), [LORA], [5])
     before = {name: tensor.clone() for name, tensor in tuned.slots[0].tensors().items()}
     with pytest.raises(ModelError, match=said):
@@ -303,7 +303,7 @@ def test_other_classes_are_refused(tmp_path: Path) -> None:
     method = adapters.method_of(adapters.read(folder))
     loaded = base.load(spec.Model(name=str(models.build("tiny_bert"))), method, ("delivery", "refund", "other"))
     tuned = attach(loaded, [method], [0])
-    with pytest.raises(ModelError, match="tells .* apart, not"):
+    with pytest.raises(ModelError, match=r"tells .* apart, not"):
         adapters.load(tuned, tuned.slots[0], folder)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 import luthier
+from luthier import runs, settings
 from luthier.cli import commands
 from luthier.errors import DataError, LuthierError, ModelError, NotFound, SpecError
 
@@ -50,6 +51,9 @@ def _before(
         raise typer.Exit
     if home is not None:
         os.environ["LUTHIER_HOME"] = home  # a worker inherits it
+    for name, value in settings.environment(runs.home()).items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # bars of ours only; downloads keep theirs
 
 
 def main() -> None:
@@ -72,7 +76,7 @@ def main() -> None:
 
 def _defect(defect: Exception) -> int:
     """Something nobody foresaw: keep the traceback for us, spare the person."""
-    from luthier import redaction, runs
+    from luthier import redaction
     from luthier.cli import show
 
     path = runs.home() / "defect.log"

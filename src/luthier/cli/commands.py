@@ -30,6 +30,7 @@ Set = Annotated[list[str], typer.Option("--set", help="Change a parameter: path=
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 EXPERIMENT = Path("experiment.yaml")
 NOTHING: list[str] = []
+READING = "reading the data and the base's configuration"
 
 
 # --- Begin
@@ -40,7 +41,10 @@ def demo(as_json: Json = False) -> None:
     here = _studio()
     path = write_demo(here.home / "demo")
     screen.say(f"the demo's data and experiment: {path.parent}")
-    _carry(here, here.tune(_experiment(path, NOTHING)), as_json)
+    experiment = _experiment(path, NOTHING)
+    with screen.busy(READING):
+        run = here.tune(experiment)
+    _carry(here, run, as_json)
 
 
 def init(
@@ -139,11 +143,15 @@ def look(
     as_json: Json = False,
 ) -> None:
     """Rows as the model sees them: every token, those that are trained in colour."""
-    for seen in _studio().look(_experiment(file, sets), rows, split):
+    experiment = _experiment(file, sets)
+    with screen.busy(READING):
+        shown = _studio().look(experiment, rows, split)
+    for seen in shown:
         if as_json:
             screen.json_line(asdict(seen))
             continue
-        screen.say(f"{seen.where} · {len(seen.pieces)} tokens, {sum(seen.trained)} trained", style="dim")
+        learned = f"class {seen.label}" if seen.label else f"{sum(seen.trained)} trained"
+        screen.say(f"{seen.where} · {len(seen.pieces)} tokens, {learned}", style="dim")
         screen.out().print(screen.tokens(seen.pieces, seen.trained), soft_wrap=True)
 
 
@@ -151,9 +159,10 @@ def plan(file: File = EXPERIMENT, sets: Set = NOTHING, as_json: Json = False) ->
     """What a run would do: rows, tokens, steps, memory; and where every value comes from. Nothing is trained."""
     from luthier import spec
 
-    here = _studio()
-    draft = here.draft(_experiment(file, sets))
-    planned = here.plan(draft)
+    here, experiment = _studio(), _experiment(file, sets)
+    with screen.busy(READING):
+        draft = here.draft(experiment)
+        planned = here.plan(draft)
     values, origins = spec.leaves(draft.resolved.experiment), draft.resolved.origins
     if as_json:
         told = {path: {"value": value, "origin": origins[path]} for path, value in values.items()}
@@ -176,8 +185,10 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Tune, evaluate, and give a verdict. The same command again prints it, or continues what was interrupted."""
-    here = _studio()
-    _carry(here, here.tune(_experiment(file, sets), new), as_json)
+    here, experiment = _studio(), _experiment(file, sets)
+    with screen.busy(READING):
+        run = here.tune(experiment, new)
+    _carry(here, run, as_json)
 
 
 def stop(run: Word) -> None:
@@ -254,7 +265,8 @@ def evaluate(
 ) -> None:
     """Score a run, or a base model, on rows of yours."""
     here = _studio()
-    told = here.evaluate(_subject(here, subject), data)
+    with screen.busy("asking the model"):
+        told = here.evaluate(_subject(here, subject), data)
     if as_json:
         screen.as_json(told)
         return
@@ -335,11 +347,16 @@ def publish(
 ) -> None:
     """Pack a run's adapter, or merge it into its base; proved in a fresh process before success is said."""
     here = _studio()
-    packed = here.publish(here.find(run), out, merge)
+    with screen.busy("packing, and proving it in a fresh process"):
+        packed = here.publish(here.find(run), out, merge)
     if as_json:
         screen.as_json(packed)
-    else:
-        screen.line(str(out))
+        return
+    for note in packed.notes:
+        screen.say(f"note: {note}")
+    proof = f"its logits differ by {packed.difference:.1g} from the run's; tuning changed them by {packed.effect:.1g}"
+    screen.say(f"proved in a fresh process: {proof}")
+    screen.line(str(out))
 
 
 def _studio() -> Studio:

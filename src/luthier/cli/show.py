@@ -5,11 +5,13 @@ Lives here: tables, errors, tokens. Does not live here: a run on its way (`progr
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +48,11 @@ def say(words: str, style: str = "") -> None:
     err().print(Text(words, style=style), soft_wrap=True)
 
 
+def busy(doing: str) -> AbstractContextManager[Any]:
+    """Say what takes a moment, for as long as it takes; only on a terminal."""
+    return err().status(Text(doing)) if err().is_terminal else contextlib.nullcontext()
+
+
 def line(words: str) -> None:
     """A line of data on standard output, as it is: no wrapping, no markup."""
     print(words, flush=True)
@@ -76,8 +83,8 @@ def error(problem: LuthierError) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows under quiet headings on standard output."""
-    shown = Table(box=None, pad_edge=False, header_style="dim")
+    """Rows under quiet headings (none if all are empty) on standard output."""
+    shown = Table(box=None, pad_edge=False, header_style="dim", show_header=any(columns))
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:

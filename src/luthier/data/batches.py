@@ -128,16 +128,16 @@ def flat_batches(shares: Sequence[Share], budget: int) -> Iterator[FlatBatch]:
     """
     forest = _Forest()
     for share in shares:
-        order = range(len(share.examples))
+        numbered = list(enumerate(share.examples))
         if share.share_prefixes:
-            order = sorted(order, key=lambda i: _sort_key(share.examples[i].ids_L))
+            numbered.sort(key=lambda pair: _sort_key(pair[1].ids_L))
         forest.open(share)
-        for i in order:
-            if forest.size and forest.size + forest.new_tokens(share.examples[i]) > budget:
+        for number, row in numbered:
+            if forest.size and forest.size + forest.new_tokens(row) > budget:
                 yield forest.close()
                 forest = _Forest()
                 forest.open(share)
-            forest.add(share.examples[i], order=i)
+            forest.add(row, number)
     if forest.size:
         yield forest.close()
 
@@ -165,7 +165,7 @@ class _Forest:
     example_ids: list[str] = field(default_factory=list)
     entries: list[np.ndarray] = field(default_factory=list)
     size: int = 0
-    share: Share | None = None
+    share: Share = Share(-1, (), 0.0)  # of the slot at hand, which begins at `start`
     start: int = 0
     path: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # stored token at each depth
     path_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
@@ -180,14 +180,14 @@ class _Forest:
         ids = _with_virtual(row.ids_L, self.share.virtual_tokens)
         return len(ids) - self._shared(row, ids)
 
-    def add(self, row: Encoded, order: int) -> None:
+    def add(self, row: Encoded, number: int) -> None:
         ids = _with_virtual(row.ids_L, self.share.virtual_tokens)
         shared = self._shared(row, ids)
         self._leave(shared)
         fresh = np.arange(self.size, self.size + len(ids) - shared)
         self.tokens.append(ids[shared:])
         self.positions.append(np.arange(shared, len(ids)))
-        self.keys.append(_prefix_keys(ids, 0 if self.share.share_prefixes else order + 1)[shared:])
+        self.keys.append(_prefix_keys(ids, 0 if self.share.share_prefixes else number + 1)[shared:])
         self.path, self.path_ids = np.concatenate([self.path[:shared], fresh]), ids
         self.size += len(fresh)
         self._supervise(row)
@@ -225,7 +225,7 @@ class _Forest:
             self.path, self.path_ids = self.path[:depth], self.path_ids[:depth]
 
     def _end_range(self) -> None:
-        if self.share is not None and self.size > self.start:
+        if self.size > self.start:
             self.ranges.append((self.share.slot, self.start, self.size))
 
     def _supervise(self, row: Encoded) -> None:

@@ -122,7 +122,7 @@ def _too_long(long: list[tuple[int, str]], rows: int, limit: int) -> DataError:
 
 def _shortened(ids: list[int], limit: int, closing: list[int]) -> list[int]:
     """The first `limit` tokens. An encoder's closing token ([SEP]) is kept, as its tokenizer truncates."""
-    return ids if len(ids) <= limit else ids[: max(limit - len(closing), 0)] + closing[:limit]
+    return ids if len(ids) <= limit else ids[: max(limit - len(closing), 0)] + closing
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------

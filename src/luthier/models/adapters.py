@@ -23,16 +23,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier import __version__, runs, spec
+from luthier import runs, spec
 from luthier.errors import ModelError
 from luthier.models import refusals
 from luthier.models.base import Base
-from luthier.models.card import model_card
-from luthier.models.facts import quiet
+from luthier.models.facts import first_line, quiet
 from luthier.models.lora import lora_scale
+from luthier.models.manifest import MANIFEST, SAME, base_facts, name_to_load, read_manifest, write_manifest
 from luthier.models.methods import PEFT_PREFIX, PROMPT_PREFIX, Slot, Tuned
 
-CONFIG, WEIGHTS, MANIFEST, CARD = "adapter_config.json", "adapter_model.safetensors", "luthier.json", "README.md"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "SEQ_CLS"}
 
 # Keys of a PEFT configuration that we read or need not. Any other with a value of its own changes the maths: refused.
@@ -44,13 +44,6 @@ num_virtual_tokens token_dim num_layers num_attention_heads num_transformer_subm
 prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
 """
 _NEUTRAL: dict[str, Any] = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}
-_SAME = {
-    "vocabulary": "a vocabulary of {} rows, this base has {}: it was resized",
-    "revision": "revision {}, this is {}",
-    "weights": "other weights ({:.12}…, these are {:.12}…)",
-    "tokenizer": "another tokenizer ({:.12}…, this is {:.12}…)",
-}
-"""What must be the same of a base, and how a difference is said."""
 _HARMLESS_INIT = {True, False, "gaussian", "eva", "orthogonal"}  # others change the base's weights
 
 
@@ -99,13 +92,15 @@ def read(folder: Path) -> AdapterFiles:
         others = [path.name for path in folder.glob("adapter_model.*")]
         hint = f"found {', '.join(others)}; a pickle is never opened" if others else None
         raise ModelError(f"no {WEIGHTS}", str(folder), hint)
-    manifest = _read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+    manifest = read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else None
     data = (folder / WEIGHTS).read_bytes()
     if manifest is not None and manifest["files"].get(WEIGHTS) != hashlib.sha256(data).hexdigest():
         raise ModelError(f"{WEIGHTS} is not the file luthier wrote (its hash differs)", str(folder / WEIGHTS))
     tensors = safetensors.torch.load(data)
     _check_config(config, tensors, folder / CONFIG)
-    return AdapterFiles(folder, config, tensors, manifest)
+    files = AdapterFiles(folder, config, tensors, manifest)
+    method_of(files)  # refuses values that no method may have
+    return files
 
 
 def method_of(files: AdapterFiles) -> spec.Method:
@@ -115,17 +110,21 @@ def method_of(files: AdapterFiles) -> spec.Method:
         return spec.PromptTuning(virtual_tokens=config["num_virtual_tokens"], init_method="random")
     ending = ".lora_A.weight"
     targets = [key.removeprefix(PEFT_PREFIX).removesuffix(ending) for key in files.tensors if key.endswith(ending)]
-    fields = {
+    fields: dict[str, Any] = {
         "rank": config["r"],
         "alpha": config["lora_alpha"],
         "dropout": config.get("lora_dropout", 0.0),
         "target_modules": tuple(targets),
         "rslora": config.get("use_rslora", False),
     }
-    if manifest is not None and manifest["method"]["type"] == "qlora":
-        extra = {name: manifest["method"][name] for name in ("bits", "double_quantization")}
-        return spec.QLora(**fields, **extra)
-    return spec.Lora(**fields)
+    try:
+        if manifest is not None and manifest["method"]["type"] == "qlora":
+            return spec.QLora(
+                **fields, **{name: manifest["method"].get(name) for name in ("bits", "double_quantization")}
+            )
+        return spec.Lora(**fields)
+    except ValueError as error:
+        raise ModelError(f"the adapter's values make no method: {first_line(error)}", str(files.folder)) from None
 
 
 def load(tuned: Tuned, slot: Slot, files: AdapterFiles | Path) -> None:
@@ -168,21 +167,18 @@ def check_base(base: Base, files: AdapterFiles) -> None:
     where = str(files.folder)
     trained_on = files.config.get("base_model_name_or_path")
     if files.manifest is None:
-        if trained_on not in (base.name, _name_to_load(base)):
+        if trained_on not in (base.name, name_to_load(base)):
             hint = "if it is the same model, write its name into adapter_config.json"
             raise ModelError(f"the adapter was trained on `{trained_on}`, not on `{base.name}`", where, hint)
-        if files.config.get("revision") not in (None, "main", base.revision):
-            raise ModelError(
-                f"the adapter was trained on revision {files.config['revision']}, this is {base.revision}", where
-            )
+        revision = files.config.get("revision")
+        if revision not in (None, "main", base.revision):
+            raise ModelError(f"the adapter was trained on revision {revision}, this is {base.revision}", where)
         return
     then, now = files.manifest["base"], base_facts(base)
-    for field, said in _SAME.items():
+    for field, said in SAME.items():
         if then[field] != now[field] and (field != "revision" or then["weights"] != now["weights"]):
-            raise ModelError(
-                f"the adapter of `{then['name']}` was trained on {said.format(str(then[field]), str(now[field]))}",
-                where,
-            )
+            difference = said.format(str(then[field]), str(now[field]))
+            raise ModelError(f"the adapter of `{then['name']}` was trained on {difference}", where)
     if list(files.manifest["labels"]) != list(base.labels):
         raise ModelError(f"the adapter tells {list(files.manifest['labels'])} apart, not {list(base.labels)}", where)
 
@@ -286,48 +282,10 @@ def save_tokenizer(base: Base, folder: Path) -> None:
             base.tokenizer.save_pretrained(folder)
 
 
-def write_manifest(folder: Path, base: Base, method: spec.Method, merged: bool = False) -> dict[str, Any]:
-    """`luthier.json` (base, vocabulary, labels, method, sha256 of all files) and the model card; returns the former."""
-    manifest = {
-        "luthier": __version__,
-        "base": base_facts(base),
-        "family": base.family,
-        "labels": list(base.labels),
-        "method": method.model_dump(mode="json"),
-        "merged": merged,
-    }
-    (folder / CARD).write_text(model_card(manifest, merged), encoding="utf-8")
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    manifest["files"] = {path.name: sha256(path) for path in files}
-    runs.write_json(folder / MANIFEST, manifest)
-    return manifest
-
-
-def base_facts(base: Base) -> dict[str, Any]:
-    """What must be the same when an adapter is loaded again."""
-    return {
-        "name": _name_to_load(base),
-        "revision": base.revision,
-        "weights": base.weights,
-        "vocabulary": base.model.get_input_embeddings().num_embeddings,
-        "tokenizer": base.tokenizer_hash,
-    }
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _name_to_load(base: Base) -> str:
-    """The Hub id, or the absolute path of a local base, so that PEFT finds it from any working directory."""
-    return base.name if base.revision is not None else str(base.folder.resolve())
-
-
 def _config(base: Base, slot: Slot) -> dict[str, Any]:
     text = base.model.config.get_text_config()
     config = {
-        "base_model_name_or_path": _name_to_load(base),
+        "base_model_name_or_path": name_to_load(base),
         "revision": base.revision,
         "task_type": TASK_TYPE[base.family],
         "inference_mode": True,
@@ -366,17 +324,6 @@ def _short_targets(base: Base, targets: tuple[str, ...]) -> list[str]:
         if meant == set(targets):
             return endings
     return sorted(targets)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = refusals.read_json(path, "config")
-    parts = {"base": dict, "labels": list, "method": dict, "files": dict, "family": str}
-    whole = all(isinstance(manifest.get(name), kind) for name, kind in parts.items())
-    if not whole or not {*_SAME, "name"} <= manifest["base"].keys() or "type" not in manifest["method"]:
-        raise ModelError(
-            f"`{path.name}` is not what luthier writes", str(path), "remove it to load the folder as PEFT's"
-        )
-    return manifest
 
 
 def _check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -99,13 +99,9 @@ def load(
     if labels and facts.family == "encoder":
         _set_labels(config, labels)
     dtype = _dtype(model.dtype, machine, method)
-    placement: dict[str, Any] = {"dtype": dtype}
+    placement = {"dtype": dtype} | _devices(machine, spread, max_memory)
     if method is not None and method.type == "qlora" and not facts.quantized:
         placement["quantization_config"] = _quantization(method, dtype, config, facts.family)
-    if spread or max_memory is not None:
-        placement |= {"device_map": "auto", "max_memory": max_memory and dict(max_memory)}
-    elif machine.device != "cpu":
-        placement["device_map"] = {"": machine.device}
     config._attn_implementation = None if model.attention in (None, "auto") else model.attention
     network, missing = _network(folder, config, facts.family, placement) if weights else _shapes(folder, config, facts)
     tokenizer, pad, remark = _tokenizer(folder, config, model.chat_template)
@@ -160,6 +156,12 @@ def _check_method(facts: BaseFacts, method: Any) -> None:
             f"`{facts.name}` is stored quantized; `{method.type}` needs a base that is not",
             hint="say `method.type: qlora`, which trains on a quantized base as it is",
         )
+
+
+def _devices(machine: hardware.Machine, spread: bool, limits: Mapping[int | str, int | str] | None) -> dict[str, Any]:
+    if spread or limits is not None:
+        return {"device_map": "auto", "max_memory": limits and dict(limits)}
+    return {"device_map": {"": machine.device}} if machine.device != "cpu" else {}
 
 
 def _dtype(chosen: str | None, machine: hardware.Machine, method: Any) -> torch.dtype:

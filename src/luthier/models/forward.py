@@ -31,11 +31,13 @@ ATTENTION = (
 )
 
 
-def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **said):
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **said: Any
+) -> tuple[Tensor, None]:
     """transformers' attention interface: (1, H, T, d) in, (1, T, H, d) out. `layout` was given to the model's call."""
+    scaling, dropout = said.get("scaling"), said.get("dropout", 0.0)
     window, softcap = said.get("sliding_window"), said.get("softcap")
-    out = attend(query[0], key[0], value[0], said["layout"], scaling, dropout, window, softcap)
-    return out[None], None
+    return attend(query[0], key[0], value[0], said["layout"], scaling, dropout, window, softcap)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -73,8 +75,8 @@ class Forward:
         self.model = model
         self.family = family
         self.position_offset = position_offset
-        self.start_id = start_id
-        self.head = _head_of(model) if family != "seq2seq" else None
+        self.start_id = start_id if start_id is not None else 0  # only an encoder-decoder has one
+        self.head = _head_of(model) if family != "seq2seq" else model
         self.mean_pooling = model.config.to_dict().get("classifier_pooling") == "mean"
 
     def nll(

@@ -20,6 +20,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Module, name: str, turn: Turn, transposed: bool, quantized: bool) -> None:
         super().__init__()
-        self.base = base
+        self.base: Any = base  # a layer: its weight, its bias, its call
         self.name = name
         self.turn = turn
         self.transposed = transposed
@@ -132,7 +133,7 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, parts: Sequence, *tensors: Tensor
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, parts: Sequence, *tensors: Tensor
     ) -> Tensor:
         if weight is not None:
             y = F.linear(x, weight, bias)
@@ -149,7 +150,7 @@ class _LowRank(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *saved = ctx.saved_tensors
         count = len(ctx.parts)
         tensors, downs = saved[: 2 * count], saved[2 * count :]

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +168,7 @@ class Tuned:
             if not self.full:
                 _silence_dropout(layer)
 
-    def _layers(self) -> list[nn.Module]:
+    def _layers(self) -> list[Any]:
         return [module for module in self.base.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def _set_mode(self, training: bool) -> None:
@@ -182,12 +183,15 @@ class Tuned:
 
         It stays so until the next call: a checkpointed layer runs again in the backward pass.
         """
-        flat = isinstance(batch, FlatBatch)
         self.turn.ranges, self.turn.steps = batch.ranges, steps
-        self.turn.units = len(batch.tokens_T) if flat else len(batch.source_BL)
         self.turn.keys = _row_keys(batch, self.base.device) if steps is not None else {}
         self._set_mode(steps is not None)
-        self.base.model.config._attn_implementation = ATTENTION if flat else self._attention
+        if isinstance(batch, FlatBatch):
+            self.turn.units = len(batch.tokens_T)
+            self.base.model.config._attn_implementation = ATTENTION
+        else:
+            self.turn.units = len(batch.source_BL)
+            self.base.model.config._attn_implementation = self._attention
 
 
 def attach(base: Base, methods: Sequence[Method], seeds: Sequence[int]) -> Tuned:
@@ -343,12 +347,12 @@ def _targets(base: Base, method: Lora | QLora, linears: Mapping[str, nn.Module])
     return found
 
 
-def _wrap(module: nn.Module, name: str, turn: Turn) -> LoraLinear:
+def _wrap(module: Any, name: str, turn: Turn) -> LoraLinear:
     quantized = not module.weight.is_floating_point()
     return LoraLinear(module, name, turn, transposed=isinstance(module, Conv1D), quantized=quantized)
 
 
-def _widths(module: nn.Module) -> tuple[int, int]:
+def _widths(module: Any) -> tuple[int, int]:
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]
     return module.in_features, module.out_features

@@ -82,7 +82,7 @@ def save(folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
-    complaints = []
+    complaints: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         fault = _fault(path)
         if fault is None:
