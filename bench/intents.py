@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import torch
-from examples import ROOT, carry, encoder_folder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+
+from examples import ROOT, carry, encoder_folder
 
 DATA = ROOT.parent / "shared" / "data" / "banking77"
 

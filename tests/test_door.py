@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,11 +25,13 @@ def test_importing_it_leaves_heavy_modules_out(module: str) -> None:
 
 def test_help_opens_at_once() -> None:
     def seconds() -> float:
-        started = time.perf_counter()
+        """Processor time of one `luthier --help`: unlike the clock's, it does not grow when cores are shared."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "luthier", "--help"], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.9  # 0.3 s alone (bench/door.py); tests share their cores
+    assert min(seconds() for _ in range(3)) < 0.45  # bench/door.py tells the time on the clock: 0.3 s is the goal
 
 
 def test_editors_and_type_checkers_are_told_the_same_names() -> None:

@@ -113,7 +113,10 @@ def test_presets_are_matched_on_names_as_people_write_them(written, method, task
         (replace(LLAMA, model_type="qwen3"), "lora", 4.7e-4),  # … ^0.0775
         (replace(LLAMA, hidden_size=2000), "lora", 5e-4),
         (LLAMA, "prompt_tuning", 1e-2),
-        (replace(LLAMA, hidden_size=64), "prompt_tuning", 3e-2),
+        (replace(LLAMA, hidden_size=768), "prompt_tuning", 2.1e-2),
+        (replace(LLAMA, hidden_size=64), "prompt_tuning", 1e-1),
+        (T5, "prompt_tuning", 1e-2),
+        (MINILM, "prompt_tuning", 1e-2),
         (replace(LLAMA, hidden_size=64), "lora", 7.4e-3),
         (BERT, "full", 5e-5),
         (BERT, "lora", 1e-3),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from luthier import engines, runs, spec, worker
+from luthier import assessment, engines, runs, spec, workbench, worker
+from luthier.evaluation import predictions
 from luthier.evaluation.report import read_json
 from luthier.studio import Studio, failure
 from tests import rows
@@ -75,6 +76,40 @@ def test_a_run_ends_in_a_verdict_with_everything_in_its_folder(
     assert ("model" if method == "full" else "adapter") in kept
     assert isinstance(runs.read_events(run.path)[-1], runs.Finished)
     assert json.loads((run.path / "environment.json").read_text())["packages"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "method"),
+    [
+        ("tiny_llama", rows.pairs, "lora"),
+        ("tiny_llama", rows.pairs, "full"),
+        ("tiny_t5", rows.pairs, "prompt_tuning"),
+        ("tiny_bert", rows.labels, "full"),
+    ],
+)
+def test_what_is_read_back_from_the_folder_answers_as_it_did(
+    kind: str,
+    data: Callable[..., Path],
+    method: str,
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    begin: Callable[..., runs.Run],
+) -> None:
+    task = "classification" if kind == "tiny_bert" else "generation"
+    wishes = {"method": method, "task": task, "evaluation": {"max_new_tokens": 6}}
+    run = carry(begin(tiny(kind), data(tmp_path), **wishes))
+    assert failure(run) is None
+    before = {row.sides["tuned"].id: row.sides for row in predictions.read(run.path / "predictions.jsonl")}
+    assessment.of_run(run, data(tmp_path))
+    [again] = (run.path / "evaluations").glob("*/predictions.jsonl")
+    after = {row.sides["tuned"].id: row.sides for row in predictions.read(again)}
+    assert before.keys() < after.keys()
+    for name, sides in before.items():
+        assert after[name]["tuned"].answer == sides["tuned"].answer
+        assert after[name]["base"].answer == sides["base"].answer
+    question = next(iter(before.values()))["tuned"]
+    [reply] = workbench.generate(run, [question.prompt])
+    assert "".join(reply.tuned).strip() == question.answer
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(

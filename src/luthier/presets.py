@@ -114,7 +114,7 @@ _T5 = "Hugging Face's T5 guide: 1e-4 to 3e-4, here by hidden size"
 _BART = "BART's recipe for summaries, Lewis et al. 2020: 3e-5, here by hidden size"
 _HEADED = "PEFT's guide for LoRA on RoBERTa: 1e-3, here by hidden size: 20 times the full rate"
 _TEN_TIMES = f"ten times the full rate: {_REGRET}"
-_SOFT = "TRL's PEFT guide: 1e-2 to 3e-2"
+_SOFT = "TRL's PEFT guide: 1e-2 to 3e-2; more for small models"
 _VOCABULARY = "PEFT's method comparison: vocabulary start 34 % against 23 % at random (GSM8K)"
 _LESTER = "Lester et al. 2021: little gain beyond 20 tokens"
 _COMMON = "usual for fine-tuning: transformers' TrainingArguments"
@@ -183,11 +183,13 @@ def learning_rate(method: str, facts: BaseFacts) -> tuple[float, str]:
 
     full: causal 5e-5 · (2000/hidden)^p, p = 0.0775 for Qwen, else 0.781; encoder 5e-5 · (768/hidden)^0.781 in
     2e-5 … 1e-4; T5-like 1e-4 · (2048/hidden)^0.781, other seq2seq 3e-5 · (1024/hidden)^0.781, both at most 1e-3.
-    lora, qlora: ten times that; twenty for encoders, whose head is new. prompt tuning: 3e-2, from hidden 2000 on 1e-2.
+    lora, qlora: ten times that; twenty for encoders, whose head is new. prompt tuning: 1e-2 · (2000/hidden)^0.781 in
+    1e-2 … 1e-1, encoders 1e-2.
     """
     hidden = facts.hidden_size
     if method == "prompt_tuning":
-        return (3e-2 if hidden < 2000 else 1e-2), _SOFT
+        scale = 1.0 if facts.family == "encoder" else (2000 / hidden) ** 0.781
+        return float(f"{min(max(1e-2 * scale, 1e-2), 1e-1):.1e}"), _SOFT
     if facts.family == "causal":
         power = 0.0775 if "qwen" in facts.model_type else 0.781
         rate, source = 5e-5 * (2000 / hidden) ** power, _COOKBOOK

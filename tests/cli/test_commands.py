@@ -54,6 +54,21 @@ def test_every_verb_says_in_a_line_what_it_does() -> None:
             assert function.__doc__ and len(function.__doc__.splitlines()[0]) < 130
 
 
+def test_init_writes_only_what_was_chosen_and_never_over_a_file(
+    luthier: Luthier, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows.pairs(tmp_path)
+    said = luthier("init", tiny("tiny_llama"), "pairs.jsonl", "--set", "method=prompt_tuning")
+    assert said.code == 0 and said.out == "experiment.yaml\n" and "input_output rows for classification" in said.err
+    written = spec.load(tmp_path / "experiment.yaml")
+    assert spec.chosen(written) == {"model.name", "data.train", "task", "method.type"}
+    assert luthier("plan").code == 0
+    again = luthier("init", tiny("tiny_llama"), "pairs.jsonl")
+    assert again.code == 2 and "exists" in again.err
+    broken = luthier("init", tmp_path / "nowhere", "pairs.jsonl", "--out", "other.yaml")
+    assert broken.code == 2 and not (tmp_path / "other.yaml").exists()
+
+
 def test_tune_prints_the_verdict_and_nothing_else_on_stdout(luthier: Luthier, experiment: Path, tmp_path: Path) -> None:
     first = luthier("tune")
     assert first.code == 0 and re.fullmatch(r"accuracy: tuned \d\.\d\d \(.*\n", first.out)

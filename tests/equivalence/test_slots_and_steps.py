@@ -19,7 +19,7 @@ from tests.tiny import family
 
 DROPOUT = spec.Lora(rank=2, alpha=2, dropout=0.3, target_modules=("q_proj", "v_proj"))
 MATRICES = spec.Full(
-    trainable=("*weight",)
+    trainable=("weight",)
 )  # the gradient of a key's bias is 0 up to rounding, which Adam would blow up
 QLORA = spec.QLora(rank=2, alpha=4, dropout=0.1, target_modules=("all-linear",), bits=4)
 

@@ -62,13 +62,13 @@ def init(
         return
     if out.exists():
         raise SpecError(f"{out} exists", hint="give another name: `--out FILE`")
-    values = {"model": model, "data": str(Path(data).resolve()) if Path(data).exists() else data}
+    values = {"model": _whole_path(model), "data": _whole_path(data)}
     dataset = here.prepare(spec.from_mapping(values).data)
     text = spec.dump(spec.from_mapping(values | {"task": dataset.task}))
     out.write_text(text, encoding="utf-8")
     try:
         experiment = spec.load(out, sets)
-        out.write_text(spec.dump(experiment), encoding="utf-8")
+        out.write_text(spec.dump(experiment.model_copy(update={"name": None})), encoding="utf-8")
         draft = here.draft(experiment)
     except LuthierError:
         out.unlink()
@@ -78,6 +78,11 @@ def init(
         screen.say(f"note: {note}")
     screen.say(f"wrote {out}; next: luthier plan {out}")
     screen.line(str(out))
+
+
+def _whole_path(name: str) -> str:
+    """A path that exists, from any folder; a Hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _suggest(here: Studio, data: str) -> None:

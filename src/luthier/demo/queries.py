@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from luthier.demo.words import Theme, invent
 
@@ -66,7 +66,7 @@ class Query:
     limit: int = 0
     conditions: tuple[Condition, ...] = ()
     glue: str = ""
-    other: Table | None = field(default=None)
+    other: Table | None = None
 
     def names(self) -> list[str | int]:
         """The table, columns and values the query mentions, without what it does with them."""
@@ -111,7 +111,8 @@ def sample_tables(rng: random.Random, themes: tuple[Theme, ...], invented: float
 
     invented: the share of names and values that are invented words instead of the theme's.
     """
-    theme, taken = rng.choice(themes), set()
+    theme = rng.choice(themes)
+    taken: set[str] = set()
     if rng.random() < 0.75:
         return (_sample_table(rng, theme, invented, taken, keys=()),)
     second = _sample_table(rng, theme, invented, taken, keys=("id",))
@@ -121,7 +122,7 @@ def sample_tables(rng: random.Random, themes: tuple[Theme, ...], invented: float
 
 def _sample_table(rng: random.Random, theme: Theme, invented: float, taken: set[str], keys: tuple[str, ...]) -> Table:
     def names(pool: tuple[str, ...], count: int) -> tuple[str, ...]:
-        chosen = []
+        chosen: list[str] = []
         while len(chosen) < count:
             name = _invent_name(rng) if rng.random() < invented else rng.choice(pool)
             if name not in taken:
@@ -168,32 +169,32 @@ def sample_query(rng: random.Random, tables: tuple[Table, ...]) -> Query:
     shape = rng.choices(tuple(SHAPES), tuple(SHAPES.values()))[0]
     conditions, glue = _sample_conditions(rng, table) if rng.random() < CONDITIONED[shape] else ((), "")
     used = {condition.column for condition in conditions}
-    given = {"shape": shape, "table": table, "conditions": conditions, "glue": glue}
+    query = Query(shape, table, conditions=conditions, glue=glue)
     number, text = rng.choice(table.numbers), rng.choice(table.texts)
-    if shape == "all":
-        return Query(**given)
     if shape == "count":
-        return Query(**given, function="COUNT")
-    if shape == "aggregate":
-        return Query(**given, function=rng.choice(FUNCTIONS), number=number)
-    if shape == "group":
+        query = replace(query, function="COUNT")
+    elif shape == "aggregate":
+        query = replace(query, function=rng.choice(FUNCTIONS), number=number)
+    elif shape == "group":
         function = rng.choice(("COUNT", *FUNCTIONS))
-        return Query(**given, function=function, number=number if function != "COUNT" else "", by=text)
-    if shape == "distinct":
-        return Query(**given, select=(text,))
-    if shape == "list":
-        return Query(**given, select=_sample_select(rng, table, used))
-    given |= {"select": _sample_select(rng, table, {number}), "number": number}
-    direction = rng.choice(("ASC", "DESC"))
-    return Query(**given, direction=direction, limit=rng.randint(1, 9) if shape == "top" else 0)
+        query = replace(query, function=function, number=number if function != "COUNT" else "", by=text)
+    elif shape == "distinct":
+        query = replace(query, select=(text,))
+    elif shape == "list":
+        query = replace(query, select=_sample_select(rng, table, used))
+    elif shape in ("order", "top"):
+        query = replace(query, select=_sample_select(rng, table, {number}), number=number)
+        query = replace(query, direction=rng.choice(("ASC", "DESC")))
+        query = replace(query, limit=rng.randint(1, 9) if shape == "top" else 0)
+    return query
 
 
 def _sample_join(rng: random.Random, table: Table, other: Table) -> Query:
-    condition = _sample_condition(rng, other, rng.choice(other.texts + other.numbers))
-    given = {"table": table, "other": other, "conditions": (condition,)}
+    conditions = (_sample_condition(rng, other, rng.choice(other.texts + other.numbers)),)
     if rng.random() < 0.3:
-        return Query(shape="count", function="COUNT", **given)
-    return Query(shape="list", select=(rng.choice(table.texts + table.numbers),), **given)
+        return Query("count", table, function="COUNT", conditions=conditions, other=other)
+    select = (rng.choice(table.texts + table.numbers),)
+    return Query("list", table, select=select, conditions=conditions, other=other)
 
 
 def _sample_select(rng: random.Random, table: Table, used: set[str]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ head parameter is a leaf tensor whose data and grad are slices of them. Clipping
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -265,14 +264,14 @@ def _prompt_slot(base: Base, index: int, method: PromptTuning, seed: int) -> Slo
 
 
 def _full_slot(base: Base, method: Full, seed: int) -> Slot:
-    """All parameters (or those whose name matches one of the patterns in `trainable`) become slices of two buffers."""
+    """All parameters (or those whose name contains one of `trainable`) become slices of two buffers."""
     model = base.model.float()
     parameters = dict(model.named_parameters())
-    patterns = method.trainable or ("*",)
-    chosen = {n: p for n, p in parameters.items() if any(fnmatch.fnmatch(n, pattern) for pattern in patterns)}
+    wanted = method.trainable or ("",)
+    chosen = {name: p for name, p in parameters.items() if any(word in name for word in wanted)}
     if not chosen:
-        hint = f"names look like `{list(parameters)[-1]}`; `*` stands for anything"
-        raise ModelError(f"no parameter is called {list(method.trainable)} (`method.trainable`)", hint=hint)
+        hint = f"names look like `{list(parameters)[-1]}`"
+        raise ModelError(f"no parameter's name contains one of {list(wanted)} (`method.trainable`)", hint=hint)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     flats = []
     for decayed in (True, False):

@@ -15,6 +15,8 @@ from annotated_types import Ge, Le, Lt
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag, model_validator
 
 from luthier.spec.values import (
+    PRESET,
+    UNDECIDED,
     Advice,
     Count,
     OrText,
@@ -127,9 +129,9 @@ class PromptTuning(_Method):
 
     type: Literal["prompt_tuning"] = "prompt_tuning"
     """`prompt_tuning`: learn a few virtual tokens before the frozen base."""
-    virtual_tokens: Count | None = None
+    virtual_tokens: Annotated[Count, PRESET] = UNDECIDED
     """Length of the learned prompt, in tokens."""
-    init_method: Literal["random", "text", "vocabulary"] | None = None
+    init_method: Annotated[Literal["random", "text", "vocabulary"], PRESET] = UNDECIDED
     """How the vectors start: random, as the embeddings of `init_text`, or of randomly chosen vocabulary tokens."""
     init_text: Text | None = None
     """Task description or instruction to start from, as in a zero-shot prompt. Omitted: no text."""
@@ -144,13 +146,13 @@ class PromptTuning(_Method):
 
 
 class _LowRank(_Method):
-    rank: Annotated[Count | None, Advice(1, 64)] = None
+    rank: Annotated[Count, PRESET, Advice(1, 64)] = UNDECIDED
     """Rank of the decomposition. Lower: fewer trained parameters; higher: for a task that contradicts the base."""
-    alpha: Positive | None = None
+    alpha: Annotated[Positive, PRESET] = UNDECIDED
     """Multiplier of the adapter's weight change: `alpha / rank` of it is applied. Change it or the learning rate."""
-    dropout: Annotated[float, Ge(0), Lt(1)] | None = None
+    dropout: Annotated[float, Ge(0), Lt(1), PRESET] = UNDECIDED
     """Share of the adapter's values set to zero at random while training, against over-fitting."""
-    target_modules: Texts | None = None
+    target_modules: Annotated[Texts, PRESET] = UNDECIDED
     """Layers that get an adapter, by name. `["all-linear"]`: every linear layer but the output layer; `[]`: the
     architecture's default."""
     rslora: bool = False
@@ -204,21 +206,21 @@ class Training(Part):
 
     root = ("training",)
 
-    batch_size: Annotated[Count | None, Advice(1, 16)] = None
+    batch_size: Annotated[Count, PRESET, Advice(1, 16)] = UNDECIDED
     """Labelled examples processed at once. How they lie in memory is the engine's business and changes no result."""
-    accumulate_steps: Annotated[Count | None, Advice(1, 128)] = None
+    accumulate_steps: Annotated[Count, PRESET, Advice(1, 128)] = UNDECIDED
     """Batches processed before one adjustment of the weights."""
-    num_epochs: Annotated[Count | None, Advice(1, 50)] = None
+    num_epochs: Annotated[Count, PRESET, Advice(1, 50)] = UNDECIDED
     """Passes over the training data."""
     max_steps: Count | None = None
     """Stop after this many adjustments; wins over `num_epochs`. Omitted: no limit."""
-    learning_rate: Annotated[Positive | None, Advice(1e-5, 0.5)] = None
+    learning_rate: Annotated[Positive, PRESET, Advice(1e-5, 0.5)] = UNDECIDED
     """How far each adjustment goes, at the schedule's peak."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """The learning rate after the warm-up: straight to zero, by a half cosine to zero, or unchanged."""
-    warmup: Annotated[float, Ge(0), AfterValidator(share_or_steps)] | None = None
+    warmup: Annotated[float, Ge(0), AfterValidator(share_or_steps), PRESET] = UNDECIDED
     """Rise of the learning rate from zero: below 1 a share of all steps, from 1 on a number of steps."""
-    weight_decay: Annotated[float, Ge(0)] | None = None
+    weight_decay: Annotated[float, Ge(0), PRESET] = UNDECIDED
     """Decay of trained matrices per step, times the learning rate (AdamW). Norms, biases, embeddings are spared."""
     max_grad_norm: Positive = 1.0
     """A longer gradient is shortened to this norm, for each adapter on its own."""

@@ -19,10 +19,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     ValidationError,
     ValidationInfo,
     model_validator,
 )
+from pydantic_core import core_schema
 
 from luthier.errors import did_you_mean
 from luthier.spec import wording
@@ -30,6 +32,16 @@ from luthier.spec import wording
 DOCUMENT = "IBM watsonx.ai, Parameters for tuning foundation models (2025)"
 ROWS = "(rows given in Python)"
 """Stands for an iterable of rows wherever an experiment is written down."""
+
+
+class _Preset:
+    """Marks a value that a preset decides: until then it is None."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.nullable_schema(handler(source))
+
+
+PRESET = _Preset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +87,7 @@ class Part(_Strict):
     """A section of an experiment: frozen, strict (the text "8" is not a number), closed to unknown keys."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
     )  # fmt: skip
     root: ClassVar[tuple[str, ...]] = ()
     shorthand: ClassVar[str | None] = None
@@ -207,5 +219,7 @@ def search_space(value: Any) -> Any:
 
 Text = Annotated[str, Field(min_length=1), AfterValidator(no_secret)]
 Texts = Annotated[tuple[Text, ...], Field(strict=False), BeforeValidator(listed)]
+UNDECIDED: Any = None
+"""Default of a value that a preset decides; its type says what it is from then on."""
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 Positive = Annotated[float, Gt(0)]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from luthier.data.batches import (
@@ -65,7 +66,7 @@ class Lane:
     epoch_steps: int
     steps: int
     progress: Progress
-    order: tuple[int, Sequence[int]] = (-1, ())  # the epoch at hand and its order: kept, because sorting is not free
+    order: tuple[int, np.ndarray] = (-1, np.empty(0))  # the epoch at hand and its order: kept, because sorting is not free
     loss: float = 0.0
     tokens: int = 0
     bad_in_a_row: int = 0

@@ -64,7 +64,7 @@ def _stored(experiment: Experiment, rows: Sequence[Encoded], size: int, facts: B
 def _memory(experiment: Experiment, rows: Sequence[Encoded], facts: BaseFacts, trainable: int) -> int:
     """Bytes at the peak of a step: the base, what is trained (value, gradient, two moments), the activations."""
     method = experiment.method
-    weight_bytes = 4 if experiment.model.dtype in ("auto", "float32") else 2
+    weight_bytes = 4.0 if experiment.model.dtype in ("auto", "float32") else 2.0
     if isinstance(method, QLora):
         weight_bytes = method.bits / 8
     base = 0 if isinstance(method, Full) else int(facts.parameters * weight_bytes)
