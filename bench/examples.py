@@ -39,7 +39,7 @@ def carry(file: Path) -> dict:
         report = json.loads((folder / "report.json").read_text())
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
         machine = json.loads((folder / "environment.json").read_text())
-    steps = [event["seconds"] for event in events if event["kind"] == "Stepped"]
+    steps = [event["seconds"] for event in events if event["event"] == "Stepped"]
     kept = ("cores", "threads", "name", "packages")
     return {
         "verdict": report["verdict"],

@@ -178,10 +178,8 @@ def birth(pid: int) -> str | None:
     """
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except OSError:  # it is gone, or went while it was read; or there is no /proc
         return None if Path("/proc/self/stat").exists() else _birth_by_ps(pid)
-    except OSError:
-        return None  # it ended while it was read
     state, *rest = status.rpartition(")")[2].split()  # the name before ")" may hold spaces and brackets
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return None if state in "ZX" else f"{boot}:{rest[18]}"  # field 22 of proc(5): start time in ticks since boot

@@ -166,13 +166,19 @@ def _heard(run: Run, doing: str, total: int, stop: Stop) -> Callable[[int], None
 
 def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop) -> Finished:
     """Hand the loop its job; its events go into the folder, but for the end, which comes after the verdict."""
+    from luthier import hardware
     from luthier.evaluation import curves
+    from luthier.train import plan
     from luthier.train.loop import Job, train
 
-    experiment = bench.experiment
+    experiment, slot = bench.experiment, tuned.slots[0]
+    memory = hardware.machine().memory_bytes
+    training = plan.fitted(experiment, bench.train, bench.base.facts, slot.trainable_parameters, memory)
+    if training.gradient_checkpointing and experiment.training.gradient_checkpointing is None:
+        _note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
     checkpoints = run.path / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    job = Job(run.id, experiment.training, experiment.seed, bench.train, bench.validation, checkpoints)
+    job = Job(run.id, training, experiment.seed, bench.train, bench.validation, checkpoints)
     warned = False
     for event in train(tuned, [job], stop):
         if isinstance(event, Finished):

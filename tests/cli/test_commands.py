@@ -69,6 +69,13 @@ def test_init_writes_only_what_was_chosen_and_never_over_a_file(
     assert broken.code == 2 and not (tmp_path / "other.yaml").exists()
 
 
+def test_init_with_data_alone_names_bases_that_fit(luthier: Luthier, tmp_path: Path) -> None:
+    rows.labels(tmp_path)
+    said = luthier("init", "labels.jsonl")
+    assert said.code == 0 and not (tmp_path / "experiment.yaml").exists()
+    assert {"encoder", "causal"} <= set(said.out.split()) and "luthier init MODEL labels.jsonl" in said.err
+
+
 def test_tune_prints_the_verdict_and_nothing_else_on_stdout(luthier: Luthier, experiment: Path, tmp_path: Path) -> None:
     first = luthier("tune")
     assert first.code == 0 and re.fullmatch(r"accuracy: tuned \d\.\d\d \(.*\n", first.out)

@@ -13,7 +13,7 @@ from luthier.demo.words import PRETRAINING_THEMES
 
 Document = list[tuple[str, bool]]
 
-KINDS = {"queries": 20, "noted": 32, "described": 7, "questions": 11, "reworded": 24, "lists": 8}
+KINDS = {"queries": 14, "noted": 28, "described": 5, "questions": 6, "reworded": 40, "lists": 7}
 AGAIN = ("Again: ", "In other words: ", "That is: ", "Put differently: ", "Question: ", "")
 NOTES = ("uses the {names}", "about {names}", "needs {names}", "on {names}", "with the {names}")
 # An answer to a prompt begins with a space, so the queries of pre-training mostly do, too. `SQL:` is never used.
@@ -35,7 +35,7 @@ def document(rng: random.Random, kind: str | None = None) -> Document:
     if kind == "questions":
         return head + [("\n" + _question(rng, tables), True) for _ in range(rng.randint(2, 4))]
     if kind == "reworded":
-        return (head if rng.random() < 0.6 else []) + _reworded(rng, tables)
+        return (head if rng.random() < 0.5 else []) + _reworded(rng, tables)
     return _lists(rng, tables)
 
 
@@ -75,12 +75,17 @@ def _question(rng: random.Random, tables: tuple[Table, ...]) -> str:
 
 
 def _reworded(rng: random.Random, tables: tuple[Table, ...]) -> Document:
-    """A question and other wordings of it: this is where `beyond 30` comes to mean what `above 30` means."""
+    """Questions, each with other wordings and at last the plainest: so `beyond 30` comes to mean what `above 30` means.
+
+    The plainest wording is one for each question, so it teaches more than wordings that come by chance.
+    """
     segments: Document = []
-    for _ in range(rng.randint(1, 2)):
+    for _ in range(rng.randint(1, 3)):
         query = sample_query(rng, tables)
         segments.append(("\nQuestion: " + ask(rng, query, "all"), True))
-        segments += [(f"\n{rng.choice(AGAIN)}{ask(rng, query, 'all')}", True) for _ in range(rng.randint(2, 3))]
+        if rng.random() < 0.5:
+            segments.append((f"\n{rng.choice(AGAIN)}{ask(rng, query, 'all')}", True))
+        segments.append(("\nPlainly: " + ask(rng, query, "plain"), True))
     return segments
 
 
@@ -90,7 +95,7 @@ def _lists(rng: random.Random, tables: tuple[Table, ...]) -> Document:
     for table in tables:
         names += [table.name, *(name for name, _ in table.columns), *table.values]
     names = rng.sample(names, min(len(names), rng.randint(3, 7)))
-    forms = (
+    forms: tuple[str, ...] = (
         ", ".join(names),
         ", ".join(spoken(n) for n in names),
         ", ".join(f"'{n}'" for n in names),

@@ -11,7 +11,7 @@ from typing import Literal
 
 from luthier.demo.queries import Condition, Query
 
-Pool = Literal["tuning", "test", "all"]
+Pool = Literal["tuning", "test", "all", "plain"]
 Wordings = tuple[tuple[str, ...], tuple[str, ...]]
 Pick = Callable[[Wordings], str]
 
@@ -107,7 +107,7 @@ FRAMES: dict[str, Wordings] = {
 }
 CONNECTORS: Wordings = (  # "" or " is" between column and comparison
     ("whose {column} is", "with {column}", "where {column} is", "having {column}", "whose {column} was"),
-    ("that have a {column} of", "for which the {column} is", "if their {column} is"),
+    ("that have {column}", "for which the {column} is", "if their {column} is"),
 )
 COMPARISONS: dict[str, Wordings] = {
     "=": (("{a}", "equal to {a}", "{a}"), ("exactly {a}", "the same as {a}")),
@@ -160,11 +160,13 @@ def ask(rng: random.Random, query: Query, pool: Pool) -> str:
     """One wording of the query.
 
     pool: `tuning` uses the wordings of tuning only; `test` a sentence that tuning never has, its parts from either
-    list; `all` whatever there is.
+    list; `all` whatever there is; `plain` the first of each list.
     """
 
     def pick(wordings: Wordings) -> str:
         tuning, held_out = wordings
+        if pool == "plain":
+            return tuning[0]
         if pool == "tuning":
             return rng.choice(tuning)
         return rng.choice(held_out if pool == "test" and rng.random() < 0.5 else tuning + held_out)

@@ -19,6 +19,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -95,7 +96,7 @@ def _pre_tokenizer(split: str) -> pre_tokenizers.PreTokenizer:
 def _after_space(bare: Tokenizer, texts: list[str]) -> list[str]:
     """The pieces that follow a space, most frequent first; every letter and digit is among the first."""
     counts = Counter(string.ascii_letters + string.digits)
-    counts.update({piece: 10**6 for piece in counts})
+    counts.update(dict.fromkeys(counts, 10**6))
     for encoding in bare.encode_batch(texts, add_special_tokens=False):
         pieces = encoding.tokens
         counts.update(piece for before, piece in pairwise(pieces) if before == SPACE and piece != SPACE)
@@ -103,10 +104,7 @@ def _after_space(bare: Tokenizer, texts: list[str]) -> list[str]:
 
 
 def build_model(seed: int, tokenizer: Tokenizer) -> LlamaForCausalLM:
-    """The untrained model: 2.2 M parameters in bfloat16.
-
-    A piece with a space begins as the piece without plus one vector that is the same for all.
-    """
+    """The untrained model: 2.2 M parameters in bfloat16."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=PIECES,
@@ -254,7 +252,7 @@ class _NegativeLogLikelihood(torch.autograd.Function):
     """Mean of -log softmax(logits)[target]. The gradient is made with the value, a few rows at a time, in the cache."""
 
     @staticmethod
-    def forward(ctx, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         count, total = len(targets_N), 0.0
         gradient_NV = torch.empty_like(logits_NV)
         for logits_nV, targets_n, gradient_nV in zip(
@@ -269,7 +267,7 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         return torch.tensor(total / count)
 
     @staticmethod
-    def backward(ctx, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
         (gradient_NV,) = ctx.saved_tensors
         return gradient_NV * upstream, None
 
@@ -290,101 +288,111 @@ def learning_rate(step: int, steps: int) -> float:
     return PEAK * min(1.0, rise, fall)
 
 
-class Trainer:
-    """Model in bfloat16, its weights in float32 beside it, and the optimizer over those."""
+@dataclass(slots=True)
+class Training:
+    """A run so far: the model in bfloat16, its weights in float32 beside it, the optimizer over those, the log."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, steps: int) -> None:
-        self.seed, self.steps, self.step = seed, steps, 0
-        self.model = build_model(seed, tokenizer)
-        self.weights = list(self.model.parameters())
-        self.masters = [weight.detach().float().requires_grad_() for weight in self.weights]
-        matrices = [master for master in self.masters if master.dim() > 1]
-        vectors = [master for master in self.masters if master.dim() == 1]
-        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.95), fused=True)
-
-    def update(self, batch: Batch) -> float:
-        """One step; returns the loss before it."""
-        loss = loss_of(self.model, batch)
-        loss.backward()
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            master.grad = weight.grad.float()
-            weight.grad = None
-        torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps)
-        self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.masters)
-        self.step += 1
-        return loss.item()
-
-    def save(self, path: Path, log: list[dict]) -> None:
-        """Write everything a resumed run needs; the file is complete or not there."""
-        state = {
-            "seed": self.seed,
-            "steps": self.steps,
-            "step": self.step,
-            "masters": self.masters,
-            "optimizer": self.optimizer.state_dict(),
-            "log": log,
-        }
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-
-    def load(self, path: Path) -> list[dict]:
-        """Go on from a saved file of the same seed; returns its log.
-
-        The number of steps may be another one until the learning rate falls: up to there, nothing depends on it.
-        """
-        state = torch.load(path, weights_only=True)
-        fallen = state["step"] > (1 - DECAY_SHARE) * min(state["steps"], self.steps)
-        if state["seed"] != self.seed or (fallen and state["steps"] != self.steps):
-            raise SystemExit(f"{path} is of another run: delete it, or give its seed and steps")
-        with torch.no_grad():
-            torch._foreach_copy_(self.masters, state["masters"])
-            torch._foreach_copy_(self.weights, self.masters)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        return state["log"]
+    seed: int
+    steps: int
+    step: int
+    model: LlamaForCausalLM
+    masters: list[torch.Tensor]
+    optimizer: torch.optim.Optimizer
+    log: list[dict[str, float]]
 
 
-def train(tokenizer: Tokenizer, seed: int, steps: int, folder: Path) -> tuple[LlamaForCausalLM, list[dict]]:
+def begin(tokenizer: Tokenizer, seed: int, steps: int) -> Training:
+    """A run before its first step."""
+    model = build_model(seed, tokenizer)
+    masters = [weight.detach().float().requires_grad_() for weight in model.parameters()]
+    matrices = [master for master in masters if master.dim() > 1]
+    vectors = [master for master in masters if master.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.95), fused=True)
+    return Training(seed, steps, 0, model, masters, optimizer, [])
+
+
+def update(training: Training, batch: Batch) -> float:
+    """One step; gives the loss before it."""
+    loss = loss_of(training.model, batch)
+    loss.backward()
+    for weight, master in zip(training.model.parameters(), training.masters, strict=True):
+        assert weight.grad is not None
+        master.grad = weight.grad.float()
+        weight.grad = None
+    torch.nn.utils.clip_grad_norm_(training.masters, 1.0)
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(training.step, training.steps)
+    training.optimizer.step()
+    _round(training)
+    training.step += 1
+    return loss.item()
+
+
+@torch.no_grad()
+def _round(training: Training) -> None:
+    for weight, master in zip(training.model.parameters(), training.masters, strict=True):
+        weight.copy_(master)
+
+
+def save(training: Training, path: Path) -> None:
+    """Write everything a resumed run needs; the file is complete or not there."""
+    state = {name: getattr(training, name) for name in ("seed", "steps", "step", "masters", "log")}
+    torch.save({**state, "optimizer": training.optimizer.state_dict()}, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def resume(training: Training, path: Path) -> None:
+    """Go on from a saved file of the same seed.
+
+    The number of steps may be another one until the learning rate falls: up to there, nothing depends on it.
+    """
+    state = torch.load(path, weights_only=True)
+    fallen = state["step"] > (1 - DECAY_SHARE) * min(state["steps"], training.steps)
+    if state["seed"] != training.seed or (fallen and state["steps"] != training.steps):
+        raise SystemExit(f"{path} is of another run: delete it, or give its seed and steps")
+    with torch.no_grad():
+        for master, saved in zip(training.masters, state["masters"], strict=True):
+            master.copy_(saved)
+    _round(training)
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.step, training.log = state["step"], state["log"]
+
+
+def train(tokenizer: Tokenizer, seed: int, steps: int, folder: Path) -> Training:
     """Train to the end, from the checkpoint in `folder` if there is one. The log has a line for each 200 steps."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
-    trainer = Trainer(tokenizer, seed, steps)
-    log = trainer.load(checkpoint) if checkpoint.exists() else []
-    losses, tokens, started = [], 0, time.perf_counter()
-    while trainer.step < steps:
-        batch = make_batch(tokenizer, seed, trainer.step)
-        losses.append(trainer.update(batch))
-        tokens += batch.tokens_BT.numel()
-        if trainer.step % 200 and trainer.step != steps:
+    training = begin(tokenizer, seed, steps)
+    if checkpoint.exists():
+        resume(training, checkpoint)
+    losses: list[float] = []
+    started = time.perf_counter()
+    while training.step < steps:
+        losses.append(update(training, make_batch(tokenizer, seed, training.step)))
+        if training.step % 200 and training.step != steps:
             continue
-        seconds = time.perf_counter() - started
-        log.append(
-            {
-                "step": trainer.step,
-                "loss": round(math.fsum(losses) / len(losses), 4),
-                "learning_rate": round(learning_rate(trainer.step, steps), 6),
-                "tokens": tokens,
-                "seconds": round(seconds, 1),
-            }
-        )
-        print(json.dumps(log[-1]), flush=True)
-        trainer.save(checkpoint, log)
-        losses, tokens, started = [], 0, time.perf_counter()
-    return trainer.model, log
+        line = {
+            "step": training.step,
+            "loss": round(math.fsum(losses) / len(losses), 4),
+            "learning_rate": round(learning_rate(training.step, steps), 6),
+            "tokens": len(losses) * ROWS * ROW_TOKENS,
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        print(json.dumps(line), flush=True)
+        training.log.append(line)
+        save(training, checkpoint)
+        losses, started = [], time.perf_counter()
+    return training
 
 
-def write_base(tokenizer: Tokenizer, model: LlamaForCausalLM, log: list[dict], folder: Path) -> None:
+def write_base(tokenizer: Tokenizer, training: Training, folder: Path) -> None:
     """Write the base as transformers reads it, and the log beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.generation_config = GenerationConfig(
+    training.model.generation_config = GenerationConfig(
         bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False, max_new_tokens=64
     )
-    model.save_pretrained(folder)
+    training.model.save_pretrained(folder)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=SPECIALS[PAD],
@@ -394,7 +402,7 @@ def write_base(tokenizer: Tokenizer, model: LlamaForCausalLM, log: list[dict], f
         clean_up_tokenization_spaces=False,
     )
     wrapped.save_pretrained(folder)
-    (folder / "pretrain_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (folder / "pretrain_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in training.log))
 
 
 def main() -> None:
@@ -408,8 +416,8 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     tokenizer = train_tokenizer(options.seed)
-    model, log = train(tokenizer, options.seed, options.steps, options.checkpoints)
-    write_base(tokenizer, model, log, options.out)
+    training = train(tokenizer, options.seed, options.steps, options.checkpoints)
+    write_base(tokenizer, training, options.out)
 
 
 if __name__ == "__main__":

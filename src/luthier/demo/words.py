@@ -127,17 +127,18 @@ PRETRAINING_THEMES = TUNING_THEMES + VALIDATION_THEMES + KNOWN_TEST_THEMES
 TEST_THEMES = KNOWN_TEST_THEMES + NEW_TEST_THEMES
 
 # SQL would read these as keywords, and a reader as part of the sentence.
-_NEVER_INVENTED = frozenset(
-    "about above also average before below between case cast count desc distinct each else exists first from full "
-    "group having highest index inner into join least left less like limit list lowest many more most null only "
-    "order other over rows select show table than that then total under union unique values view when where which "
-    "whose with "
-    "added along also anything anywhere arranged attached beyond biggest broken combined complete compute connected "
-    "could descending detail down exactly exist give greatest higher look lower mean need plus print range records "
-    "same separate short slightest starting summed take tell they typical unequal what".split()
-)
-_ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh st t tr v w z".split()
-_VOWELS = "a e i o u ai ea ou oo".split()
+_KEYWORDS = """
+about above added along also anything anywhere arranged attached average before below between beyond biggest broken
+case cast combined complete compute connected could count desc descending detail distinct down each else exactly
+exist exists first from full give greatest group having higher highest index inner into join least left less like
+limit list look lower lowest many mean more most need null only order other over plus print range records rows same
+select separate short show slightest starting summed table take tell than that then they total typical under unequal
+union unique values view what when where which whose with
+"""
+_NEVER_INVENTED = frozenset(_KEYWORDS.split())
+_ONSETS = ["b", "br", "c", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pr", "qu"]
+_ONSETS += ["r", "s", "sh", "st", "t", "tr", "v", "w", "z"]
+_VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "ou", "oo"]
 _CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "nd", "rk", "x"]
 
 

@@ -52,7 +52,7 @@ class Checkpoint:
 
 
 def save(folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
-    """Write `folder/step-…`. Raises TrainingError with path and bytes where the disk refuses; older ones stay intact."""
+    """Write `folder/step-…`. Raises TrainingError with path and bytes where the disk refuses; older ones stay."""
     final = _place(folder, progress.step)
     staging = folder / f".{final.name}.tmp-{uuid.uuid4().hex[:8]}"
     tensors = {"weights.safetensors": weights, "optimizer.safetensors": optimizer}

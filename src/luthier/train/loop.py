@@ -66,7 +66,10 @@ class Lane:
     epoch_steps: int
     steps: int
     progress: Progress
-    order: tuple[int, np.ndarray] = (-1, np.empty(0))  # the epoch at hand and its order: kept, because sorting is not free
+    order: tuple[int, np.ndarray] = (
+        -1,
+        np.empty(0),
+    )  # the epoch at hand and its order: kept, because sorting is not free
     loss: float = 0.0
     tokens: int = 0
     bad_in_a_row: int = 0
@@ -85,7 +88,7 @@ def train(
     Raises TrainingError where a checkpoint does not fit or the disk is full.
     """
     lanes = [_lane(slot, job) for slot, job in zip(tuned.slots, jobs, strict=True)]
-    if any(lane.job.training.gradient_checkpointing is True for lane in lanes):
+    if any(lane.job.training.gradient_checkpointing for lane in lanes):
         tuned.checkpoint_activations()
     for lane in lanes:
         yield from _begin(lane)

@@ -12,11 +12,12 @@ from luthier.data.batches import epoch_order, grouped_order, stored_tokens, trai
 from luthier.data.examples import Encoded
 from luthier.presets import BaseFacts
 from luthier.runs import Plan
-from luthier.spec import Experiment, Full, PromptTuning, QLora, batches_per_epoch, steps_per_epoch
+from luthier.spec import Experiment, Full, PromptTuning, QLora, Training, batches_per_epoch, steps_per_epoch
 from luthier.train.loop import TOKEN_BUDGET
 
 FEW_STEPS_AN_EPOCH = 20
-ACTIVATIONS_A_LAYER = 34  # floats a token and hidden unit that one layer keeps for its backward pass (arXiv 2205.05198)
+ACTIVATION_BYTES = 34  # a token, hidden unit and layer, in two-byte numbers (Korthikanti et al., arXiv 2205.05198)
+USABLE_SHARE = 0.8  # of a device's memory: the rest is the allocator's and other people's
 
 
 def plan(experiment: Experiment, rows: Sequence[Encoded], truncated: int, facts: BaseFacts, trainable: int) -> Plan:
@@ -35,7 +36,7 @@ def plan(experiment: Experiment, rows: Sequence[Encoded], truncated: int, facts:
         shared_tokens=tokens - _stored(experiment, rows, size, facts),
         truncated=truncated,
         trainable_parameters=trainable,
-        memory_bytes=_memory(experiment, rows, facts, trainable),
+        memory_bytes=memory_bytes(experiment, rows, facts, trainable),
         seconds=None,
         warnings=_warnings(epoch_steps, batches),
     )
@@ -61,16 +62,27 @@ def _stored(experiment: Experiment, rows: Sequence[Encoded], size: int, facts: B
     return sum(stored_tokens([rows[i] for i in order[k : k + size]]) for k in range(0, len(rows), size))
 
 
-def _memory(experiment: Experiment, rows: Sequence[Encoded], facts: BaseFacts, trainable: int) -> int:
+def fitted(experiment: Experiment, rows: Sequence[Encoded], facts: BaseFacts, trainable: int, memory: int) -> Training:
+    """The training with `gradient_checkpointing` decided: recompute only where memory (bytes) does not do otherwise."""
+    training = experiment.training
+    if training.gradient_checkpointing is not None:
+        return training
+    needed = memory_bytes(experiment, rows, facts, trainable)
+    return training.model_copy(update={"gradient_checkpointing": needed > USABLE_SHARE * memory})
+
+
+def memory_bytes(experiment: Experiment, rows: Sequence[Encoded], facts: BaseFacts, trainable: int) -> int:
     """Bytes at the peak of a step: the base, what is trained (value, gradient, two moments), the activations."""
     method = experiment.method
-    weight_bytes = 4.0 if experiment.model.dtype in ("auto", "float32") else 2.0
-    if isinstance(method, QLora):
-        weight_bytes = method.bits / 8
+    number_bytes = 4 if experiment.model.dtype in ("auto", "float32") else 2
+    weight_bytes = method.bits / 8 if isinstance(method, QLora) else number_bytes
     base = 0 if isinstance(method, Full) else int(facts.parameters * weight_bytes)
     longest = max((len(row.ids_L) for row in rows), default=0)
     tokens = max(longest, min(TOKEN_BUDGET, sum(len(row.ids_L) for row in rows)))
-    return base + 16 * trainable + tokens * facts.hidden_size * ACTIVATIONS_A_LAYER * facts.layers * 2
+    layer = tokens * facts.hidden_size * ACTIVATION_BYTES * number_bytes // 2
+    layers = 1 if experiment.training.gradient_checkpointing else facts.layers
+    inputs = tokens * facts.hidden_size * number_bytes * facts.layers
+    return base + 16 * trainable + layer * layers + inputs
 
 
 def _warnings(epoch_steps: int, batches: int) -> tuple[str, ...]:
