@@ -171,7 +171,7 @@ class Tuned:
         return [module for module in self.base.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def _set_mode(self, training: bool) -> None:
-        """The base's dropout belongs to full tuning; a frozen base stays in evaluation mode, recomputed layers apart."""
+        """The base's dropout belongs to full tuning; a frozen base stays in evaluation mode, save recomputed layers."""
         self.base.model.train(training and self.full)
         if training and not self.full:
             for layer in self._layers():
