@@ -291,6 +291,30 @@ def test_an_encoders_cut_keeps_the_closing_token(size: int, limit: int) -> None:
     assert encode.encode_prompt(_pair("q" * size, "x"), tokenizer, rules).tolist() == row.ids_L.tolist()
 
 
+def test_source_and_target_of_an_encoder_decoder_each_have_the_positions() -> None:
+    """BART: without this a source beyond the positions is neither cut nor trained; T5 has no such limit."""
+    tokenizer = tiny.tokenizer("seq2seq")
+    wish = {"family": "seq2seq", "end_token_ids": (1,), "positions": 30, "virtual_tokens": 4, "max_seq_length": 56}
+    examples = [_pair("q" * 40, "a", 1), _pair("q" * 9, "z" * 40, 2), _pair("q" * 9, "a", 3)]
+    split = encode.encode_split(examples, tokenizer, Rules(**wish, overlength="cut"))
+    source, target, whole = split.rows
+    assert (source.prompt_length, source.ids_L[25], source.ids_L[-1], source.cut) == (26, 1, 1, True)
+    assert (len(target.ids_L) - target.prompt_length, target.ids_L[-1] == 1, target.cut) == (30, False, True)
+    assert not whole.cut and split.cut[0] == "f:1: 41 + 2 tokens, the first 26 + 30 are used"
+    assert encode.encode_prompt(examples[0], tokenizer, Rules(**wish, overlength="cut")).tolist() == (
+        source.ids_L[:26].tolist()
+    )
+    dropping = encode.encode_split(examples, tokenizer, Rules(**wish, overlength="drop"))
+    assert [row.example_id for row in dropping.rows] == ["3"] and len(dropping.dropped) == 2
+    for refused in (encode.encode_split, lambda rows, *rest: encode.encode_prompt(rows[0], *rest)):
+        with pytest.raises(DataError, match=r"longer than 26 \+ 30 tokens") as caught:
+            refused(examples, tokenizer, Rules(**wish))
+        assert (caught.value.where or "").startswith("f:1") and "30 positions for each" in (caught.value.hint or "")
+    assert len(encode.encode_split(examples, tokenizer, Rules(**wish | {"positions": None})).rows) == 3
+    both = encode.encode_split(examples[1:2], tokenizer, Rules(**wish | {"max_seq_length": 20}, overlength="cut"))
+    assert len(both.rows[0].ids_L) == 20 and both.cut[0].endswith("26 + 30 (20 in all) are used")
+
+
 def test_a_slow_tokenizer_is_refused() -> None:
     class Slow:
         is_fast = False

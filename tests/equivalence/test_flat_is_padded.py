@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from luthier import spec
-from luthier.models.methods import PEFT_PREFIX, Tuned
+from luthier.models.methods import Tuned
+from luthier.models.slots import PEFT_PREFIX
 from tests.equivalence.workbench import (
     LORA,
     PROMPT,

@@ -279,11 +279,14 @@ def _pad(bucket: list[tuple[Share, int]], pad_id: int) -> PaddedBatch:
     places = [b * width + np.arange(len(target)) for b, target in enumerate(targets)]
     counts = np.array([len(target) for target in targets])
     first = np.concatenate([[0], np.cumsum(counts)])
+    source_BL = _rectangle(sources, pad_id)
+    if source_BL.shape[1] == width:  # a layer's rows are told apart by their number (`models/lora.Turn`)
+        source_BL = np.pad(source_BL, ((0, 0), (0, 1)), constant_values=pad_id)
     return PaddedBatch(
-        source_BL=_rectangle(sources, pad_id),
+        source_BL=source_BL,
         source_lengths_B=np.array([len(source) for source in sources]),
         targets_BM=targets_BM,
-        keys_BL=_rectangle([_prefix_keys(s, salt) for s, salt in zip(sources, salts, strict=True)], 0),
+        keys_BL=_rectangle([_prefix_keys(s, a) for s, a in zip(sources, salts, strict=True)], 0, source_BL.shape[1]),
         keys_BM=_rectangle([_prefix_keys(r.ids_L, a)[r.prompt_length :] for r, a in zip(rows, salts, strict=True)], 0),
         ranges=_slot_ranges([share.slot for share, _ in bucket]),
         sources_S=np.concatenate(places),
@@ -325,9 +328,9 @@ def _prefix_keys(ids_L: np.ndarray, salt: int) -> np.ndarray:
     return ((mixed ^ (mixed >> np.uint64(29))) * _HASH_FACTOR >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
 
-def _rectangle(rows: list[np.ndarray], fill: int) -> np.ndarray:
-    """(B, longest) int64, rows on the left, `fill` behind their ends."""
-    table = np.full((len(rows), max(len(row) for row in rows)), fill, np.int64)
+def _rectangle(rows: list[np.ndarray], fill: int, width: int = 0) -> np.ndarray:
+    """(B, longest, at least `width`) int64, rows on the left, `fill` behind their ends."""
+    table = np.full((len(rows), max(width, *(len(row) for row in rows))), fill, np.int64)
     for b, row in enumerate(rows):
         table[b, : len(row)] = row
     return table

@@ -70,9 +70,16 @@ def encode_prompt(example: Example, tokenizer: Any, rules: Rules) -> np.ndarray:
     known yet (a chat that ends with the user, a question alone) is asked with the same ids as one with an answer.
     """
     (tokens,) = _tokens([example], tokenizer, dataclasses.replace(rules, train_on="last"))
-    if rules.family == "encoder" and rules.overlength == "cut" and rules.max_seq_length is not None:
-        return np.asarray(_shortened(tokens.ids, rules.max_seq_length, _enclosure(tokenizer)[1]), np.int32)
-    return np.asarray(tokens.ids[: tokens.start], np.int32)
+    if rules.family == "causal":
+        return np.asarray(tokens.ids[: tokens.start], np.int32)
+    asked = dataclasses.replace(tokens, ids=tokens.ids[: tokens.start], train=tokens.train[: tokens.start])
+    # a source that is short enough by itself is not cut for its answer's sake
+    alone = rules if rules.family == "encoder" else _no_limit(rules)
+    if rules.overlength == "cut":
+        asked = _shortened(asked, alone, _closing(tokenizer, rules))
+    elif rules.sides is not None and len(asked.ids) > rules.sides[0]:
+        raise _too_long([(asked, example.where)], 1, alone)
+    return np.asarray(asked.ids, np.int32)
 
 
 def reference(example: Example) -> str:
@@ -84,45 +91,89 @@ def reference(example: Example) -> str:
 
 
 def _under_policy(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> EncodedSplit:
-    limit = rules.max_seq_length
-    closing = _enclosure(tokenizer)[1] if rules.family == "encoder" else []
+    closing = _closing(tokenizer, rules)
     rows, dropped, cut, long = [], [], [], []
     for example, tokens in zip(examples, _tokens(examples, tokenizer, rules), strict=True):
-        length, ids, train = len(tokens.ids), tokens.ids, tokens.train
-        if limit is not None and length > limit:
-            name = f"{example.where}: {length:,} tokens"
+        kept = _shortened(tokens, rules, closing)
+        was_cut = len(kept.ids) < len(tokens.ids)
+        if was_cut:
+            name = f"{example.where}: {_size(tokens, rules)} tokens"
             if rules.overlength == "error":
-                long.append((length, example.where))
+                long.append((tokens, example.where))
                 continue
             if rules.overlength == "drop":
-                dropped.append(f"{name}, {limit:,} are allowed")
+                dropped.append(f"{name}, {_room(rules)} are allowed")
                 continue
-            ids = _shortened(ids, limit, closing)
-            train = train[: len(ids)]
-            if rules.family != "encoder" and not train.any():
-                dropped.append(f"{name}, of which the first {limit:,} hold nothing to train")
+            if rules.family != "encoder" and not kept.train.any():
+                dropped.append(f"{name}, of which the first {_room(rules)} hold nothing to train")
                 continue
-            cut.append(f"{name}, the first {limit:,} are used")
-        was_cut = len(ids) < length
-        rows.append(Encoded(example.id, np.asarray(ids, np.int32), train, tokens.label, was_cut))
+            cut.append(f"{name}, the first {_room(rules)} are used")
+        rows.append(Encoded(example.id, np.asarray(kept.ids, np.int32), kept.train, kept.label, was_cut))
     if long:
-        raise _too_long(long, len(examples), limit or 0)
+        raise _too_long(long, len(examples), rules)
     return EncodedSplit(tuple(rows), tuple(dropped), tuple(cut))
 
 
-def _too_long(long: list[tuple[int, str]], rows: int, limit: int) -> DataError:
-    longest = max(length for length, _ in long)
+def _shortened(tokens: _Tokens, rules: Rules, closing: list[int]) -> _Tokens:
+    """What `cut` leaves: the first tokens of source and target as the positions allow, of both as the limit does.
+
+    The closing token ([SEP], </s>) of an encoder's text or of a source is kept, as its tokenizer truncates.
+    """
+    if rules.sides is not None:
+        source, target = rules.sides
+        ids = _first(tokens.ids[: tokens.start], source, closing)
+        train = np.concatenate([tokens.train[: len(ids)], tokens.train[tokens.start :][:target]])
+        answer = tokens.ids[tokens.start :][:target]
+        tokens = dataclasses.replace(tokens, ids=ids + answer, train=train, start=len(ids))
+    if rules.max_seq_length is None:
+        return tokens
+    ids = _first(tokens.ids, rules.max_seq_length, closing if rules.family == "encoder" else [])
+    return dataclasses.replace(tokens, ids=ids, train=tokens.train[: len(ids)])
+
+
+def _first(ids: list[int], limit: int, closing: list[int]) -> list[int]:
+    return ids if len(ids) <= limit else ids[: max(limit - len(closing), 0)] + closing
+
+
+def _closing(tokenizer: Any, rules: Rules) -> list[int]:
+    """What stands at the end of an encoder's text or of a source, however short it is cut."""
+    if rules.family == "encoder":
+        return _enclosure(tokenizer)[1]
+    return _around(tokenizer)[1] if rules.sides is not None else []
+
+
+def _size(tokens: _Tokens, rules: Rules) -> str:
+    """A row's length for a person: of a seq2seq model with positions, source + target."""
+    if rules.sides is None:
+        return f"{len(tokens.ids):,}"
+    return f"{tokens.start:,} + {len(tokens.ids) - tokens.start:,}"
+
+
+def _room(rules: Rules) -> str:
+    if rules.sides is None:
+        return f"{rules.max_seq_length:,}"
+    in_all = rules.max_seq_length is not None and rules.max_seq_length < sum(rules.sides)
+    return " + ".join(f"{side:,}" for side in rules.sides) + (f" ({rules.max_seq_length:,} in all)" if in_all else "")
+
+
+def _too_long(long: list[tuple[_Tokens, str]], rows: int, rules: Rules) -> DataError:
+    """The refusal of rows that are too long; names the first of them."""
+    longest = max((tokens for tokens, _ in long), key=lambda tokens: len(tokens.ids))
     shown = ", ".join(where for _, where in long[:5])
+    of = "" if rules.sides is None else " (source + target)"
+    hint = f"training.max_seq_length: {len(longest.ids)} if the model allows it; or data.overlength: drop, or cut"
+    if rules.sides is not None and any(len(_shortened(t, _no_limit(rules), []).ids) < len(t.ids) for t, _ in long):
+        hint = f"the model has {rules.positions:,} positions for each: data.overlength: drop, or cut"
     return DataError(
-        f"{len(long):,} of {rows:,} rows are longer than {limit:,} tokens, the longest {longest:,}",
+        f"{len(long):,} of {rows:,} rows are longer than {_room(rules)} tokens{of}, the longest "
+        f"{_size(longest, rules)}",
         shown + (", …" if len(long) > 5 else ""),
-        f"training.max_seq_length: {longest} if the model allows it; or data.overlength: drop, or cut",
+        hint,
     )
 
 
-def _shortened(ids: list[int], limit: int, closing: list[int]) -> list[int]:
-    """The first `limit` tokens. An encoder's closing token ([SEP]) is kept, as its tokenizer truncates."""
-    return ids if len(ids) <= limit else ids[: max(limit - len(closing), 0)] + closing
+def _no_limit(rules: Rules) -> Rules:
+    return dataclasses.replace(rules, max_seq_length=None)
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------

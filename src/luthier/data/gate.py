@@ -93,12 +93,7 @@ def _end_untrained(row: Encoded, facts: GateFacts) -> bool:
 
 
 def _beyond_positions(row: Encoded, facts: GateFacts) -> bool:
-    if facts.positions is None:
-        return False
-    if facts.family == "seq2seq":
-        source, target = row.prompt_length, len(row.ids_L) - row.prompt_length
-        return max(source + facts.virtual_tokens, target) > facts.positions
-    return len(row.ids_L) + facts.virtual_tokens > facts.positions
+    return facts.positions is not None and row.exceeds(facts.positions, facts.virtual_tokens, facts.family)
 
 
 def _end_inside(row: Encoded, facts: GateFacts) -> bool:

@@ -26,6 +26,7 @@ class Rules:
     what the experiment says; None is the family's own (do not pass that one: prompt/completion rows take none).
     `max_seq_length` None: no limit. `end_token_ids`: any of them ends an answer, the first is appended. `labels`: class
     names in index order. `virtual_tokens` are not counted in `max_seq_length`; the gate adds them to the length.
+    `positions` None: no limit; else source (with virtual tokens) and target of a seq2seq model each have so many.
     """
 
     family: str
@@ -38,6 +39,14 @@ class Rules:
     end_token_ids: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     virtual_tokens: int = 0
+    positions: int | None = None
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """The most tokens of a seq2seq model's source and target, where its positions are counted."""
+        if self.family != "seq2seq" or self.positions is None:
+            return None
+        return max(self.positions - self.virtual_tokens, 0), self.positions
 
 
 @dataclass(frozen=True, slots=True)

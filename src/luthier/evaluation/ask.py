@@ -21,6 +21,7 @@ from luthier.evaluation.predictions import Answer, Answerer, Question
 from luthier.models.methods import Tuned
 
 _DIGITS = 6  # of probabilities in files; smaller ones are left out
+_SHOWN = 5  # rows a note names
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def questions(
 ) -> tuple[list[Question], tuple[str, ...]]:
     """The rows to ask, each once, and notes on rows that are left out. A chat is asked for its last answer.
 
-    Raises DataError where the length policy is to refuse long rows.
+    A row of classes is left out if any class name would take it past the model's positions: all are tried. Raises DataError where the length policy is to refuse long rows.
     """
     asked: dict[str, Example] = {}
     for example in examples:
@@ -46,9 +47,12 @@ def questions(
         asked.setdefault(example.id, replace(example, messages=free))
     split = encode.encode_split(list(asked.values()), tokenizer, replace(rules, train_on="last"))
     ends = tokenizer.convert_ids_to_tokens(list(rules.end_token_ids))
+    outgrown = _outgrown([(asked[row.example_id], row) for row in split.rows], tokenizer, rules)
     found = []
     for encoded in split.rows:
         example = asked[encoded.example_id]
+        if example.id in outgrown:
+            continue
         reference = clean(encode.reference(example), ends)
         found.append(Question(example, encoded, prompt_text(example), (reference,)))
     notes = []
@@ -56,6 +60,10 @@ def questions(
         notes.append(f"{len(examples) - len(asked):,} rows occur twice and are asked once")
     if split.dropped:
         notes.append(f"{len(split.dropped):,} rows are too long and are left out, the first: {split.dropped[0]}")
+    if outgrown:
+        rows, name = [asked[row].where for row in outgrown], next(iter(outgrown.values()))
+        shown = ", ".join(rows[:_SHOWN]) + (", …" if len(rows) > _SHOWN else "")
+        notes.append(f"{len(rows):,} rows are left out: with `{name}` as answer they pass the positions: {shown}")
     if split.cut:
         notes.append(f"{len(split.cut):,} rows are cut, the first: {split.cut[0]}")
     return found, tuple(notes)
@@ -138,8 +146,28 @@ def _by_label(tuned: Tuned, slot: int | None, rules: encode.Rules, asked: Sequen
 def _candidates(example: Example, tokenizer: Any, rules: encode.Rules) -> list[Encoded]:
     """The row with every class name as its answer, in the order of the classes, written as the row writes its own."""
     options = [_with_label(example, name) for name in rules.labels]
-    uncut = replace(rules, train_on="last", max_seq_length=None)  # a longer name must not lose its end
+    # a longer name must not lose its end; only a source that was cut for training is cut here too
+    uncut = replace(rules, train_on="last", max_seq_length=None, overlength="cut")
     return list(encode.encode_split(options, tokenizer, uncut).rows)
+
+
+def _outgrown(rows: Sequence[tuple[Example, Encoded]], tokenizer: Any, rules: encode.Rules) -> dict[str, str]:
+    """Ids of the rows that a class name would take past the positions → the first such name."""
+    positions = rules.positions
+    if rules.family == "encoder" or rules.task != "classification" or not rules.labels or positions is None:
+        return {}
+    longest = max(len(ids) for ids in tokenizer(list(rules.labels)).input_ids)
+    free, found = replace(rules, positions=None), {}
+    for example, row in rows:
+        side = len(row.ids_L) - row.prompt_length if rules.family == "seq2seq" else len(row.ids_L) + rules.virtual_tokens
+        if side + longest + _MARGIN <= positions:
+            continue
+        for name, option in zip(rules.labels, _candidates(example, tokenizer, free), strict=True):
+            target = replace(option, ids_L=option.ids_L[option.prompt_length :], train_L=option.train_L[option.train_L])
+            tried = target if rules.family == "seq2seq" else option  # a source fits, or was cut to
+            if tried.exceeds(positions, rules.virtual_tokens, rules.family):
+                found.setdefault(example.id, name)
+    return found
 
 
 def _with_label(example: Example, name: str) -> Example:

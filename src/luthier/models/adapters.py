@@ -30,7 +30,8 @@ from luthier.models.base import Base
 from luthier.models.facts import first_line, quiet
 from luthier.models.lora import lora_scale
 from luthier.models.manifest import MANIFEST, SAME, base_facts, name_to_load, read_manifest, write_manifest
-from luthier.models.methods import PEFT_PREFIX, PROMPT_PREFIX, Slot, Tuned
+from luthier.models.methods import Tuned
+from luthier.models.slots import PEFT_PREFIX, PROMPT_PREFIX, Slot
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "SEQ_CLS"}

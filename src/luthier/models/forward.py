@@ -20,7 +20,8 @@ from torch.func import functional_call
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from luthier.data.batches import FlatBatch, PaddedBatch
+from luthier.data.batches import FlatBatch, PaddedBatch, Share, flat_batches
+from luthier.data.examples import Encoded
 from luthier.models.attention import attend, layout
 from luthier.models.loss import entry_nll, supervised_nll
 from luthier.models.prompt import embed_with_prompts
@@ -66,6 +67,23 @@ def _head_of(model: PreTrainedModel) -> PreTrainedModel:
     head._modules = dict(model._modules)
     head._modules[model.base_model_prefix] = Echo(model.base_model)
     return head
+
+
+@torch.no_grad()
+def probe(family: str, model: PreTrainedModel) -> tuple[FlatBatch, Tensor]:
+    """Two short rows that share their beginning, as a flat batch of no slot, and the logits each has alone."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = [vocabulary // 2 + i % (vocabulary // 2) for i in (0, 1, 2, 3, 4, 5, 6, 7, 8)]
+    rows = [np.array(ids[:7], np.int32), np.array(ids[:4] + ids[7:], np.int32)]
+    last = [np.arange(len(row)) == len(row) - 1 for row in rows]
+    label = 0 if family == "encoder" else -1
+    encoded = [Encoded(str(i), row, last[i] & (label < 0), label) for i, row in enumerate(rows)]
+    (batch,) = flat_batches([Share(-1, encoded, 1.0)], budget=100)
+    alone = []
+    for name in batch.example_ids:
+        logits = model(input_ids=torch.from_numpy(rows[int(name)]).long()[None].to(model.device)).logits[0].float()
+        alone.append(logits if label == 0 else logits[-2])
+    return batch, torch.stack(alone)
 
 
 class Forward:

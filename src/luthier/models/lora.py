@@ -107,7 +107,11 @@ class LoraLinear(nn.Module):
     def _parts(self, rows: Tensor) -> tuple[list[tuple[int, int, float, Tensor | None]], list[Tensor]]:
         """(start, stop, scale, dropout mask) and A, B of every slot with rows here."""
         turn, parts, tensors = self.turn, [], []
-        scale_up = len(rows) // turn.units
+        scale_up, rest = divmod(len(rows), turn.units)
+        if rest:
+            raise ValueError(
+                f"layer {self.name} sees {len(rows)} rows for {turn.units} units: whose they are is not known"
+            )
         for slot, start, stop in turn.ranges:
             adapter = self.adapters.get(slot)
             if adapter is None:

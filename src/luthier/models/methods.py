@@ -1,17 +1,14 @@
-"""What is trained: N slots on one base, each LoRA, soft prompt or (alone) the whole model.
+"""A base with N slots: hanging them on it, and asking it what it predicts for a micro-batch.
 
-Lives here: `attach`, the slots with their flat buffers, and `Tuned`, the base with its slots. Does not live here: the
-maths (`lora.py`, `prompt.py`), the forward pass (`forward.py`), files (`adapters.py`).
-
-A slot's trainable numbers lie in one or two flat float32 buffers, its gradients in their twins; every A, B, prompt or
-head parameter is a leaf tensor whose data and grad are slices of them. Clipping, stepping, saving are one call each.
+Lives here: `attach`, which layers an adapter targets, and `Tuned`. Does not live here: what a slot holds (`slots.py`),
+how the model is called (`forward.py`), the maths (`lora.py`, `prompt.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,14 +21,10 @@ from transformers.pytorch_utils import Conv1D
 from luthier.data.batches import FlatBatch, PaddedBatch
 from luthier.errors import ModelError, did_you_mean
 from luthier.models.base import Base
-from luthier.models.forward import ATTENTION, Batch, Forward
-from luthier.models.lora import Adapter, LoraLinear, Turn, draw_a, lora_scale, mix
-from luthier.models.prompt import random_prompt, text_prompt, vocabulary_prompt
+from luthier.models.forward import ATTENTION, Batch, Forward, probe
+from luthier.models.lora import LoraLinear, Turn
+from luthier.models.slots import PROMPT, Method, Slot, full_slot, inside, lora_slot, prompt_slot
 from luthier.spec import Full, Lora, PromptTuning, QLora
-
-Method = PromptTuning | Lora | QLora | Full
-PEFT_PREFIX = "base_model.model."  # before a module's name in the files of a PEFT adapter
-PROMPT_PREFIX = "base_model."  # the same in the files of a soft prompt, which PEFT puts around the model itself
 
 # What `target_modules: []` means where the architecture's own default is not in presets: PEFT's choice by model type.
 ARCHITECTURE_TARGETS: dict[str, tuple[str, ...]] = {
@@ -56,43 +49,7 @@ ARCHITECTURE_TARGETS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Flat:
-    """One buffer of trainable numbers and its gradient; `decayed` says whether weight decay applies."""
-
-    values: Tensor
-    grads: Tensor
-    decayed: bool
-    shapes: Mapping[str, torch.Size]
-
-    def split(self, buffer: Tensor) -> dict[str, Tensor]:
-        """Views of a buffer of this layout, by the names of what lies there."""
-        pieces = buffer.split([shape.numel() for shape in self.shapes.values()])
-        return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """An adapter's place: what it trains, under PEFT's names in files (full tuning: the model's own names)."""
-
-    index: int
-    method: Method
-    seed: int
-    leaves: Mapping[str, Tensor]
-    flats: tuple[Flat, ...]
-    targets: tuple[str, ...] = ()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Live views of everything the slot trains; assign with `copy_` under `torch.no_grad()`."""
-        return {name: leaf.detach() for name, leaf in self.leaves.items()}
-
-    @property
-    def virtual_tokens(self) -> int:
-        return self.method.virtual_tokens if isinstance(self.method, PromptTuning) else 0
-
-    @property
-    def trainable_parameters(self) -> int:
-        return sum(flat.values.numel() for flat in self.flats)
+PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative to the largest logit
 
 
 class Tuned:
@@ -103,8 +60,8 @@ class Tuned:
         self.slots = slots
         self.turn = turn
         self.full = any(isinstance(slot.method, Full) for slot in slots)
-        self._prompts = {s.index: s.leaves["prompt_embeddings"] for s in slots if s.virtual_tokens}
-        self._heads = {} if self.full else {s.index: _head_parameters(s) for s in slots}
+        self._prompts = {s.index: s.leaves[PROMPT] for s in slots if s.virtual_tokens}
+        self._heads = {s.index: s.head() for s in slots}
         self._attention = base.model.config._attn_implementation
         self._forward = Forward(base.model, base.family, base.position_offset, base.decoder_start_token_id)
 
@@ -121,6 +78,29 @@ class Tuned:
         """Logits at every supervised entry, `(S, V)`; for an encoder class logits, `(S, classes)`."""
         self._board(batch, None)
         return self._forward.logits(batch, self._prompts, self._heads)
+
+    def prove(self) -> None:
+        """Compare a flat batch with its rows alone through the unmodified model. Raises ModelError where they differ.
+
+        Whether a family's attention can be given from outside shows in what it computes, not in its name.
+        """
+        if self.base.family == "seq2seq" or self.base.model.device.type == "meta":
+            return
+        with self.speaking(None):
+            rows, alone = probe(self.base.family, self.base.model)
+        try:
+            together = self.logits(rows)
+            difference = float((together - alone).abs().max() / alone.abs().max().clamp(min=1.0))
+        except (TypeError, AttributeError, KeyError, RuntimeError, ValueError) as error:
+            difference, reason = float("inf"), f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            reason = f"the logits differ by {difference:.1g}"
+        if not difference < PROOF_TOLERANCE[self.base.dtype]:
+            raise ModelError(
+                f"{self.base.facts.model_type} models cannot be tuned: they do not take flat batches ({reason})",
+                where=self.base.name,
+                hint="families whose attention goes through transformers' AttentionInterface can: Llama, Qwen, BERT, …",
+            )
 
     @contextmanager
     def speaking(self, slot: int | None) -> Iterator[nn.Module]:
@@ -196,141 +176,54 @@ class Tuned:
 def attach(base: Base, methods: Sequence[Method], seeds: Sequence[int]) -> Tuned:
     """Hang one slot a method on the base. LoRA and prompts may share a base; full tuning stands alone.
 
-    Raises ModelError for methods that cannot share a base, unknown target modules, or a task the method cannot do.
+    Raises ModelError for methods that cannot share a base, unknown target modules, or a base that cannot take flat
+    batches (`Tuned.prove`).
     """
-    if len(methods) > 1 and any(isinstance(method, Full) for method in methods):
+    full = any(isinstance(method, Full) for method in methods)
+    if full and len(methods) > 1:
         raise ModelError("full tuning changes the base, so it cannot share it", hint="run it alone")
     turn = Turn()
     base.model.requires_grad_(False)
     linears = _linears(base)
-    names = {module: name for name, module in base.model.named_modules()}
     wrapped: dict[str, LoraLinear] = {}
     slots = []
     for index, (method, seed) in enumerate(zip(methods, seeds, strict=True)):
         if isinstance(method, Full):
-            slots.append(_full_slot(base, method, seed))
+            slots.append(full_slot(base, method, seed))
         elif isinstance(method, PromptTuning):
-            slots.append(_prompt_slot(base, index, method, seed))
+            slots.append(prompt_slot(base, index, method, seed))
         else:
             targets = _targets(base, method, linears)
-            for name in targets:
-                if name not in wrapped:
-                    wrapped[name] = _wrap(linears[name], names[linears[name]], turn)
-            slots.append(_lora_slot(base, index, method, seed, {name: wrapped[name] for name in targets}))
+            wrapped |= {name: _wrap(linears[name], name, turn) for name in targets if name not in wrapped}
+            slots.append(lora_slot(base, index, method, seed, {name: wrapped[name] for name in targets}))
     for name, layer in wrapped.items():
         parent, _, child = name.rpartition(".")
         setattr(base.model.get_submodule(parent), child, layer)
-    return Tuned(base, slots, turn)
-
-
-# -------------------------------------------------------------------------------------------------------------- slots
-
-
-def _lora_slot(base: Base, index: int, method: Lora | QLora, seed: int, layers: Mapping[str, LoraLinear]) -> Slot:
-    start: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        width_in, width_out = _widths(layer.base)
-        start[f"{PEFT_PREFIX}{name}.lora_A.weight"] = draw_a(method.rank, width_in, seed, name)
-        start[f"{PEFT_PREFIX}{name}.lora_B.weight"] = torch.zeros(width_out, method.rank)
-    start |= _head_start(base, PEFT_PREFIX)
-    leaves, flat = _pack(start, base.device, decayed=True)
-    scale = lora_scale(method.rank, method.alpha, method.rslora)
-    for name, layer in layers.items():
-        a, b = leaves[f"{PEFT_PREFIX}{name}.lora_A.weight"], leaves[f"{PEFT_PREFIX}{name}.lora_B.weight"]
-        layer.adapters[index] = Adapter(a, b, scale, method.dropout, seed)
-    return Slot(index, method, seed, leaves, (flat,), targets=tuple(layers))
-
-
-def _prompt_slot(base: Base, index: int, method: PromptTuning, seed: int) -> Slot:
-    n, embedding = method.virtual_tokens, base.model.get_input_embeddings()
-
-    def embed(ids: Tensor) -> Tensor:
-        return embedding(ids.to(base.device)).detach().cpu()
-
-    generator_seed = mix(seed, "prompt")
-    if method.init_method == "random":
-        prompt = random_prompt(n, embedding.embedding_dim, generator_seed)
-    elif method.init_method == "text":
-        ids = base.tokenizer(method.init_text, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise ModelError("`method.init_text` gives no tokens", hint="describe the task in a sentence")
-        prompt = text_prompt(n, ids, embed)
-    else:
-        special = set(base.tokenizer.all_special_ids)
-        ordinary = [i for i in range(min(len(base.tokenizer), embedding.num_embeddings)) if i not in special]
-        prompt = vocabulary_prompt(n, ordinary, embed, generator_seed)
-    leaves, flat = _pack({"prompt_embeddings": prompt} | _head_start(base, PROMPT_PREFIX), base.device, decayed=True)
-    return Slot(index, method, seed, leaves, (flat,))
-
-
-def _full_slot(base: Base, method: Full, seed: int) -> Slot:
-    """All parameters (or those whose name contains one of `trainable`) become slices of two buffers."""
-    model = base.model.float()
-    parameters = dict(model.named_parameters())
-    wanted = method.trainable or ("",)
-    chosen = {name: p for name, p in parameters.items() if any(word in name for word in wanted)}
-    if not chosen:
-        hint = f"names look like `{list(parameters)[-1]}`"
-        raise ModelError(f"no parameter's name contains one of {list(wanted)} (`method.trainable`)", hint=hint)
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    flats = []
-    for decayed in (True, False):
-        group = {n: p for n, p in chosen.items() if (p.dim() > 1 and id(p) not in embeddings) == decayed}
-        if group:
-            leaves, flat = _pack({name: p.detach() for name, p in group.items()}, base.device, decayed)
-            for name, p in group.items():
-                p.data, p.grad = leaves[name].detach(), leaves[name].grad
-                p.requires_grad_(True)
-            flats.append(flat)
-    return Slot(0, method, seed, dict(chosen), tuple(flats))
-
-
-def _pack(start: Mapping[str, Tensor], device: torch.device, decayed: bool) -> tuple[dict[str, Tensor], Flat]:
-    """Lay tensors into one float32 buffer; each comes back as a leaf over its slice."""
-    values = torch.cat([tensor.reshape(-1).to(device, torch.float32) for tensor in start.values()])
-    flat = Flat(values, torch.zeros_like(values), decayed, {name: tensor.shape for name, tensor in start.items()})
-    grads = flat.split(flat.grads)
-    leaves = {name: piece.detach().requires_grad_() for name, piece in flat.split(values).items()}
-    for name, leaf in leaves.items():
-        leaf.grad = grads[name]
-    return leaves, flat
-
-
-def _head_start(base: Base, prefix: str) -> dict[str, Tensor]:
-    """A slot's own copy of the head an encoder's adapter must train."""
-    return {prefix + name: p.detach().clone() for name, p in base.model.named_parameters() if _inside(name, base.fresh)}
-
-
-def _head_parameters(slot: Slot) -> dict[str, Tensor]:
-    """The slot's head by the model's own parameter names."""
-    prefix = PROMPT_PREFIX if slot.virtual_tokens else PEFT_PREFIX
-    return {
-        name.removeprefix(prefix): leaf
-        for name, leaf in slot.leaves.items()
-        if name.startswith(prefix) and ".lora_" not in name
-    }
+    tuned = Tuned(replace(base, dtype=torch.float32) if full else base, slots, turn)
+    tuned.prove()
+    return tuned
 
 
 # ------------------------------------------------------------------------------------------------------------- layers
 
 
 def _linears(base: Base) -> dict[str, nn.Module]:
-    """Every linear and `Conv1D` layer by name, without the output layer and what lies behind an encoder's backbone."""
+    """Every linear and `Conv1D` layer by name, without the output layer and whatever an encoder has behind its layers.
+
+    A pooler or head sees one row an example, not one a token: it is trained whole (`base.fresh`) or stays as it is.
+    """
     output = base.model.get_output_embeddings()
-    inside = base.model.base_model_prefix + "." if base.family == "encoder" else ""
+    backbone = base.model.base_model_prefix
+    inner = f"{backbone}." if base.family == "encoder" else ""
+    behind = (*base.fresh, f"{backbone}.pooler") if base.family == "encoder" else base.fresh
     return {
         name: module
         for name, module in base.model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and module is not output
-        and name.startswith(inside)
-        and not _inside(name, base.fresh)
+        and name.startswith(inner)
+        and not inside(name, behind)
     }
-
-
-def _inside(name: str, modules: Sequence[str]) -> bool:
-    """Whether a parameter or module is one of the modules, or in it."""
-    return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 def _targets(base: Base, method: Lora | QLora, linears: Mapping[str, nn.Module]) -> list[str]:
@@ -349,12 +242,6 @@ def _targets(base: Base, method: Lora | QLora, linears: Mapping[str, nn.Module])
 def _wrap(module: Any, name: str, turn: Turn) -> LoraLinear:
     quantized = not module.weight.is_floating_point()
     return LoraLinear(module, name, turn, transposed=isinstance(module, Conv1D), quantized=quantized)
-
-
-def _widths(module: Any) -> tuple[int, int]:
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.weight.shape[1]
-    return module.in_features, module.out_features
 
 
 # --------------------------------------------------------------------------------------------------------------- modes

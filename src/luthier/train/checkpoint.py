@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,8 +34,10 @@ class Progress:
     tokens: int = 0
     best_loss: float | None = None
     best_step: int | None = None
-    worse: int = 0
-    skipped: int = 0
+    worse: int = 0  # evaluations since the best
+    skipped: int = 0  # updates that were not finite
+    skipped_in_a_row: int = 0
+    looked_back: bool = True  # whether evaluation and saving after the last update are done
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +69,20 @@ def save(folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer
         for path in staging.iterdir():
             path.chmod(0o644)
             _sync(path)
-        if final.exists():  # the same step saved again after a resume: the same content
+        if final.exists() and _fault(final) is None and _progress(final) == progress:
+            shutil.rmtree(staging)  # the same step saved again, after a resume: what stands is as good
+            return final
+        if final.exists():
             shutil.rmtree(final)
         staging.rename(final)
         _sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         need = sum(value.nbytes for content in tensors.values() for value in content.values())
         hint = (
             f"{need / 2**20:.1f} MiB are needed; make room and run the same command again: the older checkpoint stands"
         )
-        raise TrainingError(f"the checkpoint could not be written: {error.strerror}", str(final), hint) from error
+        raise TrainingError(f"the checkpoint could not be written: {error}", str(final), hint) from error
     return final
 
 
@@ -101,10 +107,15 @@ def at(folder: Path, step: int) -> Checkpoint:
 
 
 def rotate(folder: Path, keep: set[int]) -> None:
-    """Delete what is not among the steps to keep, once those stand and verify; and what crashed saves left."""
+    """Delete all but the steps to keep and the next newest, so that two stand at least, and what crashed saves left.
+
+    Nothing is deleted unless those to keep verify.
+    """
     kept = {_place(folder, step) for step in keep}
     if any(_fault(path) is not None for path in kept):
         return
+    others = sorted(path for path in folder.glob("step-*") if path not in kept)
+    kept |= set(others[-1:])
     for path in folder.iterdir():
         if (path.name.startswith("step-") and path not in kept) or ".tmp-" in path.name:
             shutil.rmtree(path)

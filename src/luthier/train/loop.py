@@ -33,7 +33,8 @@ from luthier.data.examples import Encoded
 from luthier.errors import TrainingError
 from luthier.models.forward import Batch
 from luthier.models.lora import mix
-from luthier.models.methods import Slot, Tuned
+from luthier.models.methods import Tuned
+from luthier.models.slots import Slot
 from luthier.runs import Evaluated, Event, Finished, Noted, Saved, Started, Stepped
 from luthier.spec import Training, batches_per_epoch, steps_per_epoch
 from luthier.train import checkpoint
@@ -72,8 +73,11 @@ class Lane:
     )  # the epoch at hand and its order: kept, because sorting is not free
     loss: float = 0.0
     tokens: int = 0
-    bad_in_a_row: int = 0
     live: bool = True
+
+
+class Asked(Exception):
+    """Somebody asked to stop; whatever is half done is forgotten."""
 
 
 def train(
@@ -82,8 +86,9 @@ def train(
     """Train slot i of `tuned` on job i until every job has finished; afterwards each slot holds its best weights.
 
     Resumes each job from its newest checkpoint that verifies. `stop` is asked between micro-batches: when it says yes
-    the unfinished update is forgotten, every live job saves and ends as `stopped`. `budget` is the number of stored
-    tokens that fit in a micro-batch; it changes no result beyond float32 rounding.
+    the unfinished update or evaluation is forgotten, every live job saves and ends as `stopped`. `budget` is the number
+    of stored tokens that fit in a micro-batch; it changes no result beyond float32 rounding (but for full tuning of a
+    base with dropout, whose draws follow the micro-batches).
 
     Raises TrainingError where a checkpoint does not fit or the disk is full.
     """
@@ -92,15 +97,20 @@ def train(
         tuned.checkpoint_activations()
     for lane in lanes:
         yield from _begin(lane)
-    while turn := [lane for lane in lanes if lane.live]:
-        started = time.monotonic()
-        if not _accumulate(tuned, turn, stop, budget):
+    try:
+        for lane in lanes:
+            yield from _look_back(tuned, lane, stop, budget)
+        while turn := [lane for lane in lanes if lane.live]:
+            started = time.monotonic()
+            _accumulate(tuned, turn, stop, budget)
             for lane in turn:
+                yield from _update(lane, time.monotonic() - started)
+            for lane in turn:
+                yield from _look_back(tuned, lane, stop, budget)
+    except Asked:
+        for lane in lanes:
+            if lane.live:
                 yield from _halt(lane)
-            return
-        for lane in turn:
-            yield from _update(lane, time.monotonic() - started)
-            yield from _look_back(tuned, lane, budget)
 
 
 def lay_out(tuned: Tuned, shares: Sequence[Share], budget: int) -> Iterator[Batch]:
@@ -110,12 +120,20 @@ def lay_out(tuned: Tuned, shares: Sequence[Share], budget: int) -> Iterator[Batc
     return flat_batches(shares, budget)
 
 
-def validation_loss(tuned: Tuned, slot: Slot, rows: Sequence[Encoded], budget: int = TOKEN_BUDGET) -> float:
-    """Mean negative log-likelihood per trained token (per example for classes)."""
+def validation_loss(
+    tuned: Tuned,
+    slot: Slot,
+    rows: Sequence[Encoded],
+    stop: Callable[[], bool] = lambda: False,
+    budget: int = TOKEN_BUDGET,
+) -> float:
+    """Mean negative log-likelihood per trained token (per example for classes). Raises Asked when `stop` says yes."""
     share = _share(slot, rows, share_prefixes=True)
     total = 0.0
     with torch.no_grad():
         for batch in lay_out(tuned, [share], budget):
+            if stop():
+                raise Asked
             nll_S, _ = tuned.nll(batch)
             total += float(nll_S.double() @ torch.from_numpy(batch.weights_S).to(nll_S.device).double())
     return total
@@ -143,7 +161,9 @@ def _begin(lane: Lane) -> Iterator[Event]:
         checkpoint.restore(lane.slot.tensors(), found.weights(), found.path)
         checkpoint.restore(lane.optimizer.state(), found.optimizer(), found.path)
         lane.progress = found.progress
-    lane.live = lane.progress.step < lane.steps and not _out_of_patience(lane)
+    lane.live = not lane.progress.looked_back or (lane.progress.step < lane.steps and not _out_of_patience(lane))
+    if job.training.patience is not None and not job.validation:
+        yield Noted(job.run, 0, time.time(), "patience", "`training.patience` has no effect without validation rows")
     yield Started(job.run, lane.progress.step, time.time(), lane.steps, len(job.train), lane.slot.trainable_parameters)
     if not lane.live:
         yield from _finish(lane)
@@ -166,8 +186,8 @@ def _share(slot: Slot, rows: Sequence[Encoded], share_prefixes: bool) -> Share:
     return Share(slot.index, rows, 1 / max(1, entries), slot.virtual_tokens, share_prefixes)
 
 
-def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], budget: int) -> bool:
-    """Gradients and losses of one update for every lane; False if asked to stop on the way (gradients then zero)."""
+def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], budget: int) -> None:
+    """Gradients and losses of one update for every lane. Raises Asked when `stop` says yes."""
     shares = []
     for lane in turn:
         rows = _examples(lane)
@@ -178,9 +198,7 @@ def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], budget
     steps = {slot: lane.progress.step for slot, lane in lane_of.items()}
     for micro, batch in enumerate(lay_out(tuned, shares, budget)):
         if stop():
-            for lane in turn:
-                lane.optimizer.zero()
-            return False
+            raise Asked
         if tuned.full:  # the base's own dropout draws from torch's global state: seeded here, nothing to save
             torch.manual_seed(mix(turn[0].job.seed, f"{turn[0].progress.step}.{micro}"))
         nll_S, _ = tuned.nll(batch, steps)
@@ -188,7 +206,6 @@ def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], budget
         weighted_S.sum().backward()
         for slot, loss in _losses_by_slot(batch, weighted_S.detach()).items():
             lane_of[slot].loss += loss
-    return True
 
 
 def _losses_by_slot(batch: Batch, weighted_S: torch.Tensor) -> dict[int, float]:
@@ -205,41 +222,42 @@ def _update(lane: Lane, seconds: float) -> Iterator[Event]:
     """Clip and step, unless a number is not finite: then nothing is touched, and three times in a row end the run."""
     job, before = lane.job, lane.progress
     norm = lane.optimizer.gradient_norm()
-    finite = math.isfinite(lane.loss) and math.isfinite(norm)
-    if finite:
+    after = replace(before, step=before.step + 1, looked_back=False)
+    if math.isfinite(lane.loss) and math.isfinite(norm):
         rate = lane.optimizer.step(before.step, norm)
-        lane.bad_in_a_row = 0
-        lane.progress = replace(before, step=before.step + 1, tokens=before.tokens + lane.tokens)
-        epoch = lane.progress.step / lane.epoch_steps
-        yield Stepped(job.run, lane.progress.step, time.time(), epoch, lane.loss, rate, norm, lane.tokens, seconds)
+        lane.progress = replace(after, tokens=before.tokens + lane.tokens, skipped_in_a_row=0)
+        epoch = after.step / lane.epoch_steps
+        yield Stepped(job.run, after.step, time.time(), epoch, lane.loss, rate, norm, lane.tokens, seconds)
         return
     rows = tuple(row.example_id for row in _examples(lane))
     lane.optimizer.zero()
-    lane.bad_in_a_row += 1
-    lane.progress = replace(before, step=before.step + 1, skipped=before.skipped + 1)
-    message = f"update {lane.progress.step} skipped: loss {lane.loss}, gradient norm {norm}"
-    yield Noted(job.run, lane.progress.step, time.time(), "not_finite", message, rows)
-    if lane.bad_in_a_row == BAD_STEPS_IN_A_ROW:
+    in_a_row = before.skipped_in_a_row + 1
+    lane.progress = replace(after, skipped=before.skipped + 1, skipped_in_a_row=in_a_row)
+    message = f"update {after.step} skipped: loss {lane.loss}, gradient norm {norm}"
+    yield Noted(job.run, after.step, time.time(), "not_finite", message, rows)
+    if in_a_row == BAD_STEPS_IN_A_ROW:
         lane.live = False
         reason = f"{BAD_STEPS_IN_A_ROW} updates in a row were not finite; a lower `training.learning_rate` may help"
-        yield Finished(job.run, lane.progress.step, time.time(), "failed", reason)
+        yield Finished(job.run, after.step, time.time(), "failed", reason)
 
 
-def _look_back(tuned: Tuned, lane: Lane, budget: int) -> Iterator[Event]:
-    """After an update: evaluate, save, finish, where due."""
-    if not lane.live:
+def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int) -> Iterator[Event]:
+    """After an update: evaluate, save, finish, where due. Done once an update, also when stopped in between."""
+    if not lane.live or lane.progress.looked_back:
         return
     step, training = lane.progress.step, lane.job.training
     last = step == lane.steps
     better = False
     if lane.job.validation and (last or step % (training.evaluate_every or lane.epoch_steps) == 0):
-        loss = validation_loss(tuned, lane.slot, lane.job.validation, budget)
-        better = lane.progress.best_loss is None or loss < lane.progress.best_loss
+        loss = validation_loss(tuned, lane.slot, lane.job.validation, stop, budget)
+        best = lane.progress.best_loss
+        better = math.isfinite(loss) and (best is None or loss < best)
         if better:
             lane.progress = replace(lane.progress, best_loss=loss, best_step=step, worse=0)
         else:
             lane.progress = replace(lane.progress, worse=lane.progress.worse + 1)
         yield Evaluated(lane.job.run, step, time.time(), {"loss": loss}, better)
+    lane.progress = replace(lane.progress, looked_back=True)
     spent = _out_of_patience(lane)
     if last or spent or better or step % (training.save_every or lane.epoch_steps) == 0:
         yield _save(lane)
@@ -261,6 +279,7 @@ def _save(lane: Lane) -> Saved:
 
 def _halt(lane: Lane) -> Iterator[Event]:
     lane.live = False
+    lane.optimizer.zero()
     yield _save(lane)
     yield Finished(
         lane.job.run, lane.progress.step, time.time(), "stopped", "asked to stop; the same command continues"

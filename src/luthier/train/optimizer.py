@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from luthier.models.methods import Slot
+from luthier.models.slots import Slot
 from luthier.spec import Training
 
 

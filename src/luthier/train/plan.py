@@ -14,6 +14,7 @@ from luthier.presets import BaseFacts
 from luthier.runs import Plan
 from luthier.spec import Experiment, Full, PromptTuning, QLora, Training, batches_per_epoch, steps_per_epoch
 from luthier.train.loop import TOKEN_BUDGET
+from luthier.train.optimizer import warmup_steps
 
 FEW_STEPS_AN_EPOCH = 20
 ACTIVATION_BYTES = 34  # a token, hidden unit and layer, in two-byte numbers (Korthikanti et al., arXiv 2205.05198)
@@ -38,7 +39,7 @@ def plan(experiment: Experiment, rows: Sequence[Encoded], truncated: int, facts:
         trainable_parameters=trainable,
         memory_bytes=memory_bytes(experiment, rows, facts, trainable),
         seconds=None,
-        warnings=_warnings(epoch_steps, batches),
+        warnings=_warnings(epoch_steps, batches, steps, training),
     )
 
 
@@ -85,10 +86,13 @@ def memory_bytes(experiment: Experiment, rows: Sequence[Encoded], facts: BaseFac
     return base + 16 * trainable + layer * layers + inputs
 
 
-def _warnings(epoch_steps: int, batches: int) -> tuple[str, ...]:
-    if epoch_steps >= FEW_STEPS_AN_EPOCH:
-        return ()
-    return (
-        f"an epoch has only {epoch_steps} steps ({batches} batches): with few examples take a smaller"
-        " `training.batch_size` or `training.accumulate_steps`, so that there are enough of them",
-    )
+def _warnings(epoch_steps: int, batches: int, steps: int, training: Training) -> tuple[str, ...]:
+    said = []
+    if epoch_steps < FEW_STEPS_AN_EPOCH:
+        said.append(
+            f"an epoch has only {epoch_steps} steps ({batches} batches): with few examples take a smaller"
+            " `training.batch_size` or `training.accumulate_steps`, so that there are enough of them"
+        )
+    if warmup_steps(training.warmup, steps) >= steps:
+        said.append(f"`training.warmup` lasts all {steps} steps: the learning rate never reaches its peak")
+    return tuple(said)
