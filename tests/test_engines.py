@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from luthier import engines, runs
+from luthier import engines, ownership, runs
 from luthier.errors import TrainingError
 
 STUBBORN = """
@@ -23,7 +26,7 @@ with runs.owned(pathlib.Path(sys.argv[1])):
 
 
 def test_who_does_not_save_in_time_is_ended_with_all_it_started(tmp_path: Path) -> None:
-    run = runs.create(tmp_path, "stubborn", "0", {}, {})
+    run = runs.create(tmp_path, "stubborn", "0", {}, {"model": "tiny"})
     command = [sys.executable, "-c", STUBBORN, str(run.path)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert worker.stdout is not None
@@ -43,8 +46,66 @@ def test_who_does_not_save_in_time_is_ended_with_all_it_started(tmp_path: Path) 
 def test_a_worker_that_ends_before_it_begins_is_told_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs.create(tmp_path, "early", "0", {}, {})
+    run = runs.create(tmp_path, "early", "0", {}, {"model": "tiny"})
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(TrainingError) as problem:
         engines.start(run)
-    assert problem.value.where == str(run.path / "worker.log") and runs.load(run.path).state == "queued"
+    assert problem.value.where == str(run.path / "worker.log")
+    failed = runs.load(run.path)
+    assert failed.state == "failed" and failed.error is not None and failed.error["where"] == problem.value.where
+
+
+def test_a_stop_before_the_worker_begins_is_kept_by_the_worker(tmp_path: Path) -> None:
+    """The worker is on its way when the run, queued still, is stopped: it must not carry it after all."""
+    run = runs.create(tmp_path, "early", "0", {}, {"model": "tiny"})
+    assert engines.stop(run).state == "stopped"
+    command = [sys.executable, "-m", "luthier.worker", str(run.path)]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert runs.load(run.path).state == "stopped"
+    [event] = runs.read_events(run.path)
+    assert isinstance(event, runs.Finished) and event.state == "stopped"
+
+
+def test_a_started_worker_sees_a_stop_that_came_while_it_was_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.create(tmp_path, "early", "0", {}, {"model": "tiny"})
+    popen = subprocess.Popen
+
+    def stopped_meanwhile(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        child = popen(*words, **options)
+        assert engines.stop(run).state == "stopped"
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", stopped_meanwhile)
+    engines.start(run)
+    deadline = time.monotonic() + 30
+    while runs.owner(run.path) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert runs.load(run.path).state == "stopped"
+
+
+def test_a_run_of_another_host_runs_while_its_heart_beats_and_is_never_signalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.create(tmp_path, "shared", "0", {}, {"model": "tiny"})
+    with runs.owned(run.path):
+        monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+        assert runs.load(run.path).state == "running"
+        assert engines.start(run).state == "running" and runs.attempts(run.path) == 1
+        monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a process of this host was signalled"))
+        assert engines.stop(run, grace_seconds=0.1).state == "running"
+        assert ownership.stop_asked(run.path)  # what the worker there sees
+        long_ago = time.time() - ownership.FRESH_SECONDS
+        os.utime(run.path / ownership.LOCK, (long_ago, long_ago))
+        assert runs.load(run.path).state == "interrupted"
+    assert runs.owner(run.path) is None
+
+
+def test_to_start_a_stopped_run_is_to_withdraw_the_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = engines.stop(runs.create(tmp_path, "again", "0", {}, {"model": "tiny"}))
+    assert run.state == "stopped" and ownership.stop_asked(run.path)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(TrainingError, match="ended before it began"):
+        engines.start(run)
+    assert not ownership.stop_asked(run.path) and runs.load(run.path).state == "stopped"

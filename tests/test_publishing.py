@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier import publishing, spec
+from luthier.disk import sha256
 from luthier.errors import ModelError
 from luthier.models import adapters, base
 from luthier.publishing import Question
@@ -95,7 +96,10 @@ def test_a_copy_is_the_run_and_has_only_what_others_need(kind: str, method: Any,
     for name in ("optimizer.pt", "training_args.bin", "rng_state.pth", "notes.txt", "run.py", "pytorch_model.bin"):
         (folder / name).write_bytes(b"\x80\x04.")
     done = publishing.publish(folder, model_of(kind), tmp_path / "out")
-    assert (done.difference, done.merged, done.notes) == (0, False, ()) and done.effect > 0.1
+    assert (done.difference, done.merged) == (0, False) and done.effect > 0.1
+    base_named = [str(models.build(kind)) in note and "do not push" in note for note in done.notes]
+    assert base_named == ([] if method is FULL else [True])
+    assert str(models.build(kind)) not in (done.path / "luthier.json").read_text()
     kept = {path.name for path in done.path.iterdir()}
     assert {"README.md", "luthier.json", "tokenizer.json"} <= kept
     assert kept <= {*publishing.PUBLISHED.split(), "model.safetensors"}
@@ -164,6 +168,45 @@ def test_a_soft_prompt_is_not_merged_and_a_full_place_is_not_overwritten(tmp_pat
     with pytest.raises(ModelError, match="something already"):
         publishing.publish(folder, model_of("tiny_llama"), tmp_path / "mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "run"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_file_that_is_not_for_others_is_forgotten_in_the_copy(tmp_path: Path) -> None:
+    folder = run("tiny_llama", LORA, tmp_path / "run")
+    manifest = json.loads((folder / "luthier.json").read_text())
+    (folder / "mine.json").write_text("{}")
+    manifest["files"]["mine.json"] = sha256(folder / "mine.json")
+    (folder / "luthier.json").write_text(json.dumps(manifest))
+    done = publishing.publish(folder, model_of("tiny_llama"), tmp_path / "out")
+    assert adapters.read(done.path).manifest["files"].keys() == manifest["files"].keys() - {"mine.json"}
+
+
+@pytest.mark.usefixtures("here")
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run("tiny_llama", LORA, tmp_path / "run")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(publishing.shutil, "copyfile", full)
+    with pytest.raises(ModelError, match="cannot be written: No space left on device") as refusal:
+        publishing.publish(folder, model_of("tiny_llama"), tmp_path / "out")
+    assert refusal.value.where == str(tmp_path / "out") and not (tmp_path / "out").exists()
+
+
+def test_no_secret_reaches_the_fresh_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, str] = {}
+
+    def look(*_: object, env: dict[str, str], **__: object) -> Any:
+        seen.update(env)
+        return publishing.subprocess.CompletedProcess([], 1, "", "stop")
+
+    for name in ("HF_TOKEN", "DB_PASSWD", "AWS_CREDENTIALS", "KEYBOARD"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setattr(publishing.subprocess, "run", look)
+    with pytest.raises(ModelError, match="stop"):
+        publishing.in_fresh_process([], tmp_path)
+    assert not {"HF_TOKEN", "DB_PASSWD", "AWS_CREDENTIALS"} & seen.keys() and seen["KEYBOARD"] == "x"
 
 
 def _scale_head(folder: Path) -> None:

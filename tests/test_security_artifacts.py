@@ -301,13 +301,19 @@ ADAPTERS: dict[str, tuple[Callable[[Path], None], str | None]] = {
         "variant luthier does not compute",
     ),
     "class of its own": (
-        set_keys("adapter_config.json", auto_mapping={"base_model_class": "system", "parent_library": "os"}),
+        both(
+            drop("luthier.json"),
+            set_keys("adapter_config.json", auto_mapping={"base_model_class": "system", "parent_library": "os"}),
+        ),
         None,
     ),
     "auto_map": (both(module("evil.py"), set_keys("adapter_config.json", auto_map=REFERENCE)), "auto_map"),
     "trust_remote_code": (set_keys("adapter_config.json", trust_remote_code=True), "trust_remote_code"),
     "rank that fills the memory": (set_keys("adapter_config.json", r=10**9), "`r` is 1000000000"),
-    "target that is code": (set_keys("adapter_config.json", target_modules="(a+)+$"), None),
+    "target that is code": (
+        both(drop("luthier.json"), set_keys("adapter_config.json", target_modules="(a+)+$")),
+        None,
+    ),
     "tensors that overlap": (lying(lambda h: first(h).update(data_offsets=[4, 4 + _size(first(h))])), "overlap"),
     "bytes nobody declared": (lying(lambda h: None, b"secret"), "its header says"),
     "tensors linked from outside": (link("adapter_model.safetensors"), "leaves the folder"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier import engines, settings
+from luthier import engines, runs, settings
 from luthier.errors import SpecError
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "luthier.example.toml"
@@ -19,17 +19,33 @@ def test_the_example_shows_every_key_and_is_valid(tmp_path: Path, monkeypatch: p
     for variable, _ in settings.KEYS.values():
         assert variable in EXAMPLE.read_text(encoding="utf-8")
         monkeypatch.delenv(variable, raising=False)
-    inherited = engines._environment(tmp_path)
+    inherited = engines._environment(begun(tmp_path))
     assert [inherited[variable] for variable, _ in settings.KEYS.values()] == ["cpu", "2", "True", "/data/models"]
 
 
-def test_the_environment_wins_and_secrets_stay_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def begun(home: Path, model: str = "org/small") -> runs.Run:
+    return runs.create(home, "tiny", "0", {}, {"model": model})
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / settings.FILE).write_text("threads = 2\n")
-    for name, value in {"OMP_NUM_THREADS": "7", "SOME_API_KEY": "secret", "HF_TOKEN": "for the Hub"}.items():
-        monkeypatch.setenv(name, value)
-    inherited = engines._environment(tmp_path)
-    assert inherited["OMP_NUM_THREADS"] == "7" and inherited["HF_TOKEN"] == "for the Hub"
-    assert "SOME_API_KEY" not in inherited
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert engines._environment(begun(tmp_path))["OMP_NUM_THREADS"] == "7"
+
+
+def test_the_worker_sees_what_is_on_the_list_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = "PATH HOME LC_ALL TOKENIZERS_PARALLELISM CUDA_VISIBLE_DEVICES HF_HUB_OFFLINE LUTHIER_DEVICE https_proxy"
+    secret = "AWS_ACCESS_KEY_ID OPENAI_KEY SOME_API_KEY LUTHIER_TOKEN NVIDIA_API_KEY DATABASE_URL SSH_AUTH_SOCK"
+    for name in (needed + " " + secret).split():
+        monkeypatch.setenv(name, "a value of it")
+    inherited = engines._environment(begun(tmp_path))
+    assert not set(needed.split()) - set(inherited) and not set(secret.split()) & set(inherited)
+
+
+def test_the_hub_s_token_goes_to_who_loads_a_base_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "for the Hub")
+    assert engines._environment(begun(tmp_path))["HF_TOKEN"] == "for the Hub"
+    assert "HF_TOKEN" not in engines._environment(begun(tmp_path, model=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
-from luthier import engines, runs, spec, worker
-from luthier.errors import NotFound, SpecError
+from luthier import engines, runs, spec, workbench, worker
+from luthier.errors import ModelError, NotFound, SpecError
 from luthier.studio import Studio, report
 from tests import rows
 
@@ -90,11 +93,95 @@ def test_changed_rows_and_a_changed_base_are_named(
     with pytest.raises(SpecError, match=r"`data` \(the rows have changed\)"):
         studio.tune(experiment(model=str(base)))
     rows.pairs(tmp_path)
+    changed(base)
+    with pytest.raises(SpecError, match=r"`model` \(the base's files have changed\)"):
+        studio.tune(experiment(model=str(base)))
+
+
+@pytest.mark.usefixtures("nobody")
+@pytest.mark.parametrize("state", ["failed", "stopped", "interrupted"])
+def test_a_run_that_came_to_nothing_does_not_block_a_corrected_file(
+    studio: Studio, experiment: Experiments, state: str
+) -> None:
+    first = studio.tune(experiment())
+    ended = {"state": "running", "owner": {"pid": 0, "birth": "long ago", "host": socket.gethostname()}}
+    assert runs.update(first.path, ended if state == "interrupted" else {"state": state}).state == state
+    assert studio.tune(experiment()).id == first.id
+    assert studio.tune(experiment(seed=1)).id != first.id
+
+
+@pytest.mark.usefixtures("nobody")
+def test_work_that_could_be_continued_is_not_left_behind_silently(studio: Studio, experiment: Experiments) -> None:
+    first = studio.tune(experiment())
+    (first.path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    runs.update(first.path, {"state": "stopped"})
+    with pytest.raises(SpecError, match=r"is stopped and was described differently: `seed` \(0 → 1\)"):
+        studio.tune(experiment(seed=1))
+    runs.update(first.path, {"state": "failed"})  # as it was described it cannot go on
+    assert studio.tune(experiment(seed=1)).id != first.id
+
+
+def test_what_nothing_acts_on_yet_is_refused(studio: Studio, experiment: Experiments) -> None:
+    for parts in ({"evaluation": {"judge": "gpt"}}, {"search": {"space": {"method.rank": [4, 8]}}}):
+        with pytest.raises(SpecError, match=r"not yet: `(evaluation\.judge|search)`"):
+            studio.tune(experiment(**parts))
+    assert studio.runs() == []
+
+
+def in_the_hub(cache: Path, commit: str, base: Path) -> None:
+    """Lay `base` into a Hub cache as the newest commit of `org/small`."""
+    repository = cache / "models--org--small"
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(base, repository / "snapshots" / commit)
+
+
+def changed(base: Path) -> Path:
+    """`base` with the last of its weights changed."""
     with (base / "model.safetensors").open("r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\0\0\0\1")
-    with pytest.raises(SpecError, match=r"`model` \(the base's files have changed\)"):
-        studio.tune(experiment(model=str(base)))
+    return base
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_base_of_the_hub_stays_at_its_commit(
+    studio: Studio,
+    experiment: Experiments,
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    old, new = "0" * 40, "1" * 40
+    in_the_hub(tmp_path / "hub", old, tiny("tiny_llama"))
+    run = studio.tune(experiment(model="org/small"))
+    assert workbench.experiment_of(run).model.revision == run.facts["revision"] == old
+    assert "newest commit" in json.loads((run.path / "origins.json").read_text())["model.revision"]
+    assert "revision" not in (run.path / "experiment.yaml").read_text()
+    assert studio.tune(experiment(model={"name": "org/small", "revision": old})).id == run.id
+    in_the_hub(tmp_path / "hub", new, changed(tiny("tiny_llama", tmp_path / "base")))
+    assert workbench.of_run(run).base.revision == old
+    with pytest.raises(SpecError, match=rf": `model.revision` \({old} → {new}\)\s+hint"):
+        studio.tune(experiment(model="org/small"))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_base_whose_files_changed_is_refused_by_every_verb_of_the_run(
+    studio: Studio, experiment: Experiments, tmp_path: Path, tiny: Callable[..., Path], method: str
+) -> None:
+    base = tiny("tiny_llama", tmp_path / "base")
+    wishes = {"model": str(base), "method": method, "task": "generation", "evaluation": {"max_new_tokens": 4}}
+    run = studio.tune(experiment(**wishes))
+    begun = studio._create(studio.draft(experiment(**wishes)))
+    assert run.state == "done"
+    changed(base)
+    for verb in (lambda: list(studio.generate(run, ["item 3?"], base=True)), lambda: workbench.of_run(begun)):
+        with pytest.raises(ModelError, match=r"the base of run .* has changed: its weights were") as refusal:
+            verb()
+        assert str(base) in str(refusal.value.where) and "--new" in str(refusal.value.hint)
+    assert engines.start(begun).state == "failed"
 
 
 @pytest.mark.usefixtures("nobody")
@@ -136,6 +223,11 @@ def test_a_run_speaks_is_evaluated_on_other_rows_and_compared(
     fresh = rows.write(tmp_path / "fresh.jsonl", [{"input": "item 900?", "output": "red"}] * 2)
     told = studio.evaluate(run, fresh)
     assert told.scores["exact_match"].n == 1 and told.base_scores  # equal rows are asked once
+    assert not any("trained on" in note for note in told.notes)
+    known = workbench.dataset_of(run).examples("train")[0].messages
+    pair = {"input": known[0].content, "output": known[1].content}
+    mixed = studio.evaluate(run, rows.write(tmp_path / "mixed.jsonl", [{"input": "item 900?", "output": "red"}, pair]))
+    assert "1 of these 2 rows were trained on: on them a score is memory, not skill" in mixed.notes
     other = studio.tune(experiment(task="generation", evaluation={"max_new_tokens": 6}, seed=1))
     compared = studio.compare([run, other])
     assert compared["exact_match"][0].n == report(run).scores["exact_match"].n

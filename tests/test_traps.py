@@ -72,17 +72,26 @@ def test_trap_5_prompts_longer_than_the_positions_are_refused_or_cut_with_a_coun
     with gzip.open(folder / "contexts.jsonl.gz", "rt") as file:
         context = json.loads(file.readline())["context"]
     with gzip.open(folder / "train.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) | {"context": context} for line, _ in zip(file, range(20), strict=False)]
+        rows = [json.loads(line) for line, _ in zip(file, range(20), strict=False)]
+    schemas = {0: context, 7: context, 12: context[:400]}  # two prompts are too long, one only with its answer
+    rows = [row | {"context": schemas.get(i, "singer(name)")} for i, row in enumerate(rows)]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     data = {"train": str(file), "template": "{context}\n\n-- Question: {input}\n-- SQL:", "test": 0, "validation": 0}
     model = shared / "models" / "stories260k"
-    with pytest.raises(DataError, match="512") as refusal:
+    with pytest.raises(DataError, match="3 of 20 rows are longer than 512 tokens, the longest 3,") as refusal:
         _bench(model, data, tmp_path)
-    assert "rows.jsonl:1" in str(refusal.value)
-    for policy in ("drop", "cut"):  # nothing is left to train on either way: said, never silent
-        with pytest.raises(DataError):
-            _bench(model, data | {"overlength": policy}, tmp_path)
+    places = [f"{file}:{number}" for number in (1, 8, 13)]
+    assert refusal.value.where == ", ".join(places)
+    dropped = _bench(model, data | {"overlength": "drop"}, tmp_path)
+    assert len(dropped.train) == 17 and dropped.cut == 0
+    (said,) = (remark for remark in dropped.remarks if "dropped" in remark)
+    assert "3 rows of train were dropped" in said
+    cut = _bench(model, data | {"overlength": "cut"}, tmp_path)
+    assert len(cut.train) == 18 and cut.cut == 1 and max(len(row.ids_L) for row in cut.train) == 512
+    assert any("2 rows of train were dropped" in remark for remark in cut.remarks)
+    assert any("1 rows of train were cut" in remark for remark in cut.remarks)
+    assert [(finding.code, finding.rows) for finding in cut.findings] == [("G03", (places[2],))]
 
 
 @pytest.mark.slow

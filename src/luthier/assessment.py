@@ -147,16 +147,26 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
     dataset = _rows(data, experiment.data, own, run.path.parents[1])
     tuned = workbench.open_run(run)
     rules = workbench.rules_of(experiment, own, tuned.base)
-    examples = dataset.examples("train")
-    asked = _exam(experiment, (examples, str(data), ()), own, tuned.base.tokenizer, rules, run.facts["longest_answer"])
+    examples, longest = dataset.examples("train"), run.facts["longest_answer"]
+    asked = _exam(experiment, (examples, str(data), ()), own, tuned.base.tokenizer, rules, longest)
+    asked = dataclasses.replace(asked, notes=(*asked.notes, *_learned_from(asked, own)))
     sides, against = {"tuned": ask.by_model(tuned, 0, rules, asked.how)}, "base"
     if experiment.evaluation.compare_base:
-        bare = tuned if not tuned.full else workbench.bare(experiment.model, own.labels)
+        bare = tuned if not tuned.full else workbench.base_of(run)
         sides["base"], against = base_answerer(asked, bare, own.examples("train"))
     folder = run.path / "evaluations" / dataset.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     rows = answers(asked, sides, folder / "predictions.jsonl", run.fingerprint, heard)
     return conclude(run, asked, rows, against, folder)
+
+
+def _learned_from(exam: Exam, own: Dataset) -> tuple[str, ...]:
+    """A note on the asked rows that the run was trained on, if there are any."""
+    trained = {example.id for example in own.examples("train")}
+    count = sum(question.example.id in trained for question in exam.questions)
+    if not count:
+        return ()
+    return (f"{count:,} of these {len(exam.questions):,} rows were trained on: on them a score is memory, not skill",)
 
 
 def of_base(name: str, data: str | Path, home: Path, heard: Heard = lambda count: None) -> Report:

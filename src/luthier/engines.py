@@ -6,6 +6,7 @@ states, which follow from facts (`runs.py`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,20 +14,22 @@ import sys
 import time
 from pathlib import Path
 
-from luthier import redaction, runs, settings
+from luthier import ownership, redaction, runs, settings
 from luthier.errors import TrainingError
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
 
 
 def start(run: runs.Run) -> runs.Run:
-    """Start a worker on `run`, or find the one it has; gives the run once a worker owns it.
+    """Start a worker on `run`, or find the one it has; gives the run once a worker owns it, or somebody stopped it.
 
     The worker outlives this process: closing the terminal does not end a training. Raises TrainingError if the
     worker ends before it owns the run.
     """
     if runs.owner(run.path):
         return runs.load(run.path)
+    if run.state != "queued":  # a run that nobody has begun yet may be stopped already, and then stays so
+        ownership.withdraw_stop(run.path)
     attempt = runs.attempts(run.path)
     command = [sys.executable, "-m", "luthier.worker", str(run.path)]
     with (run.path / runs.LOG).open("ab") as log:
@@ -36,38 +39,52 @@ def start(run: runs.Run) -> runs.Run:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=_environment(run.path.parents[1]),
+            env=_environment(run),
         )
     while child.poll() is None and runs.attempts(run.path) == attempt:
         time.sleep(0.02)
-    if runs.attempts(run.path) == attempt:
-        raise TrainingError("the worker ended before it began", where=str(run.path / runs.LOG))
+    if runs.attempts(run.path) == attempt and not ownership.stop_asked(run.path):
+        problem = TrainingError("the worker ended before it began", where=str(run.path / runs.LOG))
+        error = {"kind": "TrainingError", "message": problem.message, "where": problem.where, "hint": None}
+        runs.at_rest(run.path, {"state": "failed", "finished": time.time(), "error": error})
+        raise problem
     return runs.load(run.path)
 
 
-def _environment(home: Path) -> dict[str, str]:
-    """What the worker inherits: the home's settings, and everything here but the secrets it has no use for."""
-    kept = {name: value for name, value in os.environ.items() if not redaction.names_a_secret(name)}
-    return settings.environment(home) | kept | {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ}
+def _environment(run: runs.Run) -> dict[str, str]:
+    """The home's settings, what `redaction` lets pass, and the Hub's token if the base comes from the Hub."""
+    local = Path(str(run.facts["model"])).is_dir()
+    tokens = {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ and not local}
+    return settings.environment(run.path.parents[1]) | redaction.inherited() | tokens
 
 
 def stop(run: runs.Run, grace_seconds: float = 30.0) -> runs.Run:
-    """Ask the run's worker to save and end; after `grace_seconds` end its whole group. Gives the run as it is then."""
-    holder = runs.owner(run.path)
-    if holder is None:
-        if run.state == "queued":
-            return runs.update(run.path, {"state": "stopped", "finished": time.time()})
+    """Ask the run's worker to save and end; after `grace_seconds` end its whole group. Gives the run as it is then.
+
+    A worker that is just starting sees the wish when it owns the run, one of another host at its next step.
+    """
+    if runs.load(run.path).state == "done":
         return runs.load(run.path)
-    os.kill(holder["pid"], signal.SIGTERM)  # the leader alone: its helpers must live while it saves
-    if not _gone(holder, grace_seconds):
+    ownership.ask_to_stop(run.path)
+    deadline = time.monotonic() + grace_seconds
+    while (holder := runs.owner(run.path)) is None:
+        if runs.at_rest(run.path, {"state": "stopped", "finished": time.time()}) or time.monotonic() > deadline:
+            return runs.load(run.path)
+        time.sleep(0.02)  # somebody has just taken it, and is about to say so
+    if not ownership.is_here(holder):
+        _gone(run, holder, grace_seconds)
+        return runs.load(run.path)
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself in between
+        os.kill(holder["pid"], signal.SIGTERM)  # the leader alone: its helpers must live while it saves
+    if not _gone(run, holder, grace_seconds):
         _kill_group(holder["pid"])
-        _gone(holder, grace_seconds)
+        _gone(run, holder, grace_seconds)
     return runs.load(run.path)
 
 
-def _gone(holder: dict[str, object], seconds: float) -> bool:
+def _gone(run: runs.Run, holder: dict[str, object], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    while runs.alive(holder):
+    while ownership.alive(run.path, holder):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)

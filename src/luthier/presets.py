@@ -103,8 +103,24 @@ _STORED = r"(-(hf|unsloth|bnb-4bit|bnb-8bit|4bit|8bit|nf4|bf16|fp16))*"  # the s
 ARCHITECTURE_TARGETS: Mapping[str, tuple[str, ...]] = {
     "llama": ("q_proj", "v_proj"),
     "granite": ("q_proj", "v_proj"),
+    "mistral": ("q_proj", "v_proj"),
+    "qwen2": ("q_proj", "v_proj"),
+    "qwen3": ("q_proj", "v_proj"),
+    "gemma": ("q_proj", "v_proj"),
+    "gemma2": ("q_proj", "v_proj"),
+    "phi": ("q_proj", "v_proj", "fc1", "fc2"),
+    "gpt2": ("c_attn",),
+    "gpt_neox": ("query_key_value",),
+    "opt": ("q_proj", "v_proj"),
+    "t5": ("q", "v"),
+    "bart": ("q_proj", "v_proj"),
+    "blenderbot": ("q_proj", "v_proj"),
+    "bert": ("query", "value"),
+    "roberta": ("query", "value"),
+    "albert": ("query", "value"),
+    "deberta-v2": ("query_proj", "value_proj"),
 }
-"""What `target_modules: []` means, by model type (PARAMETERS §3). For other types the models room asks PEFT's table."""
+"""What `target_modules: []` means, by model type: PARAMETERS §3 for llama and granite, PEFT's table for the others."""
 
 # The sources of the defaults.
 _REGRET = "LoRA Without Regret, Thinking Machines 2025"
@@ -146,25 +162,27 @@ def resolve(experiment: spec.Experiment, facts: BaseFacts, task: str | None = No
     """
     task = experiment.task or task
     _refuse(experiment, facts, task)
-    method = experiment.method.type
-    preset = find(facts.name, method, task)
-    wanted = {path: (value, f"preset {preset.name}") for path, value in preset.values.items()} if preset else {}
-    default = {path: (value, f"default ({source})") for path, (value, source) in _defaults(experiment, facts).items()}
-    if "method.init_text" in spec.chosen(experiment):
-        wanted.pop("method.init_method", None)  # a text that is given is meant to be used
-    if task is not None:
-        default["task"] = (task, "default (what the data look like)")
-    known, chosen = spec.leaves(experiment), spec.chosen(experiment)
-    given = {path: (value, "you" if path in chosen else "default") for path, value in known.items()}
-    mine = {path: pair for path, pair in given.items() if path in chosen}
-    filled = {**default, **wanted, **mine, **_targets(known, facts)}
-    values = {path: filled.get(path, pair) for path, pair in given.items()}
+    chosen, written = spec.chosen(experiment), spec.leaves(experiment)
+    you = {path: (written[path], "you") for path in chosen}
+    layers = (you, _document(experiment, facts, task), _defaults(experiment, facts, task))  # the first that knows wins
+    values = {
+        path: next((layer[path] for layer in layers if path in layer), (value, "default"))
+        for path, value in written.items()
+    }
+    values |= _targets(values, facts)
     values |= _length(values, facts)
     origins = {path: origin for path, (_, origin) in values.items()}
-    if "name" not in chosen and experiment.name is not None:
-        origins["name"] = "default (the file's name)"
     complete = _fill(experiment, {path: value for path, (value, _) in values.items()})
     return Resolved(complete, origins, _notes(complete, origins, facts))
+
+
+def _document(experiment: spec.Experiment, facts: BaseFacts, task: str | None) -> Sourced:
+    """What a document's preset says for this base, method and task."""
+    preset = find(facts.name, experiment.method.type, task)
+    values = dict(preset.values) if preset else {}
+    if "method.init_text" in spec.chosen(experiment):
+        values.pop("method.init_method", None)  # a text that is given is meant to be used
+    return {path: (value, f"preset {preset.name}") for path, value in values.items()} if preset else {}
 
 
 def _fill(part: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -206,8 +224,8 @@ def learning_rate(method: str, facts: BaseFacts) -> tuple[float, str]:
     return float(f"{rate:.1e}"), source
 
 
-def _defaults(experiment: spec.Experiment, facts: BaseFacts) -> Sourced:
-    """Path → (value, source) for whatever depends on family, size and method."""
+def _defaults(experiment: spec.Experiment, facts: BaseFacts, task: str | None) -> Sourced:
+    """Whatever depends on family, size and method; what the data and the file's name say."""
     method = experiment.method
     values: dict[str, tuple[Any, str]] = {
         "training.batch_size": (16, f"small batches suit adapters: {_REGRET}; the document's upper bound"),
@@ -237,15 +255,18 @@ def _defaults(experiment: spec.Experiment, facts: BaseFacts) -> Sourced:
             "method.init_method": ("text", "`init_text` is given") if text else ("vocabulary", _VOCABULARY),
             "training.num_epochs": (20, f"as in {spec.DOCUMENT}"),
         }
-    return values
+    values |= {"task": (task, "what the data look like")} if task is not None else {}
+    values |= {"name": (experiment.name, "the file's name")} if experiment.name is not None else {}
+    return {path: (value, f"default ({source})") for path, (value, source) in values.items()}
 
 
-def _targets(values: Mapping[str, Any], facts: BaseFacts) -> Mapping[str, tuple[Any, str]]:
-    """`target_modules: []` → the architecture's default, where PARAMETERS §3 names one."""
-    if "method.target_modules" not in values or values["method.target_modules"] != ():
+def _targets(values: Sourced, facts: BaseFacts) -> Sourced:
+    """`target_modules: []` → the architecture's own list, or every linear layer where none is known."""
+    if "method.target_modules" not in values or values["method.target_modules"][0] != ():
         return {}
     known = ARCHITECTURE_TARGETS.get(facts.model_type)
-    return {"method.target_modules": (known, f"you (`[]`: the default of {facts.model_type})")} if known else {}
+    what = f"the default of {facts.model_type}" if known else f"no list is known for {facts.model_type}"
+    return {"method.target_modules": (known or ("all-linear",), f"you (`[]`: {what})")}
 
 
 def _length(values: Sourced, facts: BaseFacts) -> Sourced:
@@ -303,85 +324,3 @@ def _notes(experiment: spec.Experiment, origins: Mapping[str, str], facts: BaseF
             f"`training.max_seq_length`: {tokens} are more than the base's {sides * facts.positions} positions"
         )
     return tuple(notes)
-
-
-# --- which base to start from (step 1 of the guide, PARAMETERS §7) ---------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Suggestion:
-    """A base that fits task, language and memory; `parameters` counts its weights; `why` is one line for a person."""
-
-    name: str
-    family: Family
-    parameters: int
-    why: str
-
-
-_IBM, _GRANITE = "ibm-granite/granite-3.1", "de es fr ja pt ar cs it ko nl zh"
-# name, its chat form ("" = none), family, million parameters, languages beside English, remark
-_BASES: tuple[tuple[str, str, Family, int, str, str], ...] = (
-    ("sentence-transformers/all-MiniLM-L6-v2", "", "encoder", 23, "", "tunes in minutes on a laptop"),
-    ("distilbert/distilbert-base-uncased", "", "encoder", 66, "", "small and fast"),
-    ("FacebookAI/roberta-base", "", "encoder", 125, "", "well tried"),
-    ("answerdotai/ModernBERT-base", "", "encoder", 150, "", "reads 8,192 tokens"),
-    ("answerdotai/ModernBERT-large", "", "encoder", 395, "", "reads 8,192 tokens"),
-    ("FacebookAI/xlm-roberta-base", "", "encoder", 278, "many", "100 languages"),
-    ("FacebookAI/xlm-roberta-large", "", "encoder", 560, "many", "100 languages"),
-    ("google/flan-t5-small", "", "seq2seq", 77, "", "instruction-tuned T5"),
-    ("google/flan-t5-base", "", "seq2seq", 248, "", "instruction-tuned T5"),
-    ("google/flan-t5-large", "", "seq2seq", 783, "", "instruction-tuned T5"),
-    ("google/flan-t5-xl", "", "seq2seq", 2850, "", "instruction-tuned T5"),
-    ("facebook/bart-base", "", "seq2seq", 139, "", "pre-trained to restore text"),
-    ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct", "causal", 135, "", "good for a first try"),
-    ("HuggingFaceTB/SmolLM2-360M", "HuggingFaceTB/SmolLM2-360M-Instruct", "causal", 362, "", "small"),
-    ("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "causal", 1711, "", "open data and recipe"),
-    ("google/gemma-3-270m", "google/gemma-3-270m-it", "causal", 268, "many", "made to be tuned; gated: needs HF_TOKEN"),
-    ("Qwen/Qwen3-0.6B-Base", "Qwen/Qwen3-0.6B", "causal", 596, "many", "119 languages"),
-    ("Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-1.7B", "causal", 1720, "many", "119 languages"),
-    ("Qwen/Qwen3-4B-Base", "Qwen/Qwen3-4B", "causal", 4022, "many", "119 languages"),
-    ("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B", "causal", 8191, "many", "119 languages"),
-    ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct", "causal", 1236, "", "gated: needs HF_TOKEN"),
-    ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct", "causal", 8030, "", "gated: needs HF_TOKEN"),
-    (f"{_IBM}-2b-base", f"{_IBM}-2b-instruct", "causal", 2534, _GRANITE, "12 languages"),
-    (f"{_IBM}-8b-base", f"{_IBM}-8b-instruct", "causal", 8171, _GRANITE, "12 languages"),
-)  # fmt: skip
-_FAMILIES_FOR: Mapping[str, tuple[Family, ...]] = {
-    "classification": ("encoder", "causal"),
-    "summarization": ("seq2seq", "causal"),
-    "translation": ("seq2seq", "causal"),
-    "generation": ("causal",),
-    "chat": ("causal",),
-}
-_FIT = {"encoder": "closest to the task: classifies with a head; ", "seq2seq": "closest to the task: rewrites text; "}
-_PATIENCE = 700e6  # parameters beyond which a step on a CPU takes seconds
-
-
-def suggest(task: str, memory_bytes: int, language: str = "en", device: str = "cuda") -> list[Suggestion]:
-    """Open bases for `task` ("classification", …) in `language` (ISO 639-1) that can be tuned in `memory_bytes`.
-
-    Closest families first, larger before smaller, at most three of a family, and its smallest for a first try.
-    """
-    found: list[Suggestion] = []
-    for family in _FAMILIES_FOR[task]:
-        fitting = []
-        for name, chat, kind, millions, languages, remark in _BASES:
-            spoken = language == "en" or languages == "many" or language in languages.split()
-            how = _how_it_fits(millions * 1e6, memory_bytes, device)
-            if kind != family or not spoken or how is None or (device == "cpu" and millions * 1e6 > _PATIENCE):
-                continue
-            size = f"{millions / 1000:.1f} billion" if millions >= 1000 else f"{millions} million"
-            named = chat if task == "chat" else name
-            preset = find(named, "lora", task) or find(named, "prompt_tuning", task)
-            why = f"{_FIT.get(family, '')}{size} parameters, {how}; {remark}" + ("; has a preset" if preset else "")
-            fitting.append(Suggestion(named, family, millions * 1_000_000, why))
-        fitting.sort(key=lambda suggestion: -suggestion.parameters)
-        found += fitting if len(fitting) <= 4 else [*fitting[:3], fitting[-1]]
-    return found
-
-
-def _how_it_fits(parameters: float, memory_bytes: int, device: str) -> str | None:
-    """The richest method whose weights, gradients and moments (and a quarter more to work in) fit, or None."""
-    weight = 4 if device == "cpu" else 2
-    for bytes_each, method in ((16, "full tuning fits"), (weight, "LoRA fits"), (0.6, "QLoRA fits")):
-        if parameters * bytes_each * 1.25 + 2**29 <= memory_bytes:
-            return method
-    return None

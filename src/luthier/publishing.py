@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from luthier import hardware, spec
+from luthier import disk, hardware, redaction, spec
 from luthier.data.batches import Share, flat_batches, padded_batches
 from luthier.data.examples import Encoded
 from luthier.errors import LuthierError, ModelError
@@ -85,8 +85,12 @@ def publish(folder: Path, model: spec.Model, out: Path, *, merge: bool = False) 
     files = adapters.read(folder) if (folder / adapters.CONFIG).exists() else None
     stored = model.model_copy(update={"dtype": _precision(model, files)})
     model = model.model_copy(update={"dtype": _proving_precision(model, stored.dtype)})
-    with tempfile.TemporaryDirectory(prefix="luthier-proof-") as scratch, adapters.whole_folder(out) as partial:
-        trained = _adapter_logits(model, files) if files else _whole_logits(model, folder)
+    trained = _adapter_logits(model, files) if files else _whole_logits(model, folder)
+    with (
+        adapters.writing(out),
+        tempfile.TemporaryDirectory(prefix="luthier-proof-") as scratch,
+        disk.whole_folder(out) as partial,
+    ):
         whole = Question(spec.Model(name=str(partial.resolve()), dtype=model.dtype), None, trained.probes)
         if files is not None and merge:
             _merge(stored, files, partial)
@@ -96,7 +100,19 @@ def publish(folder: Path, model: spec.Model, out: Path, *, merge: bool = False) 
             question = Question(model, partial, trained.probes) if files else whole
             share = TOLERANCE["float32"]
         (found,) = in_fresh_process([question], Path(scratch))
-        return _prove(trained, found, out, question is whole and files is not None, share)
+        proved = _prove(trained, found, out, question is whole and files is not None, share)
+        return replace(proved, notes=(*proved.notes, *_local_base(partial)))
+
+
+def _local_base(folder: Path) -> tuple[str, ...]:
+    """A note if an adapter names its base by a path, without which PEFT could not load it here."""
+    if not (folder / adapters.CONFIG).is_file():
+        return ()
+    named = refusals.read_json(folder / adapters.CONFIG, "config").get("base_model_name_or_path")
+    if not Path(str(named)).is_absolute():
+        return ()
+    said = f"{adapters.CONFIG} names the base by a folder of this machine ({named})"
+    return (f"{said}: no other machine can load the adapter until a Hub id stands there, so do not push it as it is",)
 
 
 def _prove(trained: _Trained, found: list[Tensor], out: Path, merged: bool, share: float) -> Published:
@@ -187,6 +203,7 @@ def _copy(folder: Path, out: Path) -> None:
             path.name in PUBLISHED.split() or (path.suffix == ".safetensors" and path.name.startswith("model"))
         ):
             shutil.copyfile(path, out / path.name)
+    manifest.forget_missing(out)
 
 
 # -------------------------------------------------------------------------------------------------------------- probes
@@ -243,10 +260,7 @@ def in_fresh_process(questions: Sequence[Question], scratch: Path) -> list[list[
     (scratch / "questions.json").write_text(
         json.dumps([_to_json(question) for question in questions]), encoding="utf-8"
     )
-    secret = ("TOKEN", "KEY", "SECRET", "PASSWORD")
-    environment = {
-        name: value for name, value in os.environ.items() if not any(word in name.upper() for word in secret)
-    }
+    environment = {name: value for name, value in os.environ.items() if not redaction.names_a_secret(name)}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "luthier.publishing", str(scratch)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False)

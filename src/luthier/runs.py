@@ -1,92 +1,81 @@
-"""A run and what it says of itself: events, scores, plan, and the folder that holds them.
+"""A run and what it says of itself: its record, scores, plan, and the folder that holds them.
 
-Lives here: the types every face of luthier reads, and reading and writing a run's folder.
-Does not live here: what happens in a run (`worker.py`), or how it is shown (`cli/show.py`, `evaluation/report.py`).
+Lives here: the types every face of luthier reads (events come from `events.py`), and a run's folder.
+Does not live here: who may carry it (`ownership.py`), the work (`worker.py`), how it is shown (`cli/show.py`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import math
 import os
 import re
 import secrets
-import socket
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from luthier import redaction
+from luthier import ownership, redaction
+from luthier.disk import whole_folder, write_json, write_whole
 from luthier.errors import NotFound, TrainingError, did_you_mean
+from luthier.events import (
+    EVENT_KINDS,
+    EVENTS,
+    Evaluated,
+    Event,
+    Finished,
+    Noted,
+    Saved,
+    Started,
+    State,
+    Stepped,
+    append,
+    complete_lines,
+    drop_torn_line,
+    from_json,
+    read_events,
+    to_json,
+)
+from luthier.ownership import birth
 
-State = Literal["queued", "running", "done", "stopped", "failed", "pruned", "interrupted"]
+__all__ = [
+    "EVENTS",
+    "EVENT_KINDS",
+    "LOG",
+    "RECORD",
+    "Evaluated",
+    "Event",
+    "Finished",
+    "Noted",
+    "Plan",
+    "Run",
+    "Saved",
+    "Score",
+    "Started",
+    "State",
+    "Stepped",
+    "all_runs",
+    "append",
+    "at_rest",
+    "attempts",
+    "birth",
+    "create",
+    "find",
+    "follow",
+    "from_json",
+    "home",
+    "load",
+    "newest_of_name",
+    "owned",
+    "owner",
+    "read_events",
+    "to_json",
+    "update",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened in `run` after `step` updates, at `time` (seconds since the epoch)."""
-
-    run: str
-    step: int
-    time: float
-
-
-@dataclass(frozen=True, slots=True)
-class Started(Event):
-    """Training begins or continues (`step` > 0)."""
-
-    steps: int
-    examples: int
-    trainable_parameters: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped(Event):
-    """One update: mean loss per trained token, learning rate used, gradient norm before clipping."""
-
-    epoch: float
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated(Event):
-    """Scores on the validation split, `loss` among them; `best` if this is the checkpoint to keep."""
-
-    scores: dict[str, float]
-    best: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Saved(Event):
-    """A complete checkpoint stands at `path`."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Noted(Event):
-    """Something a person should know: `kind` is a short code, `rows` name the examples concerned."""
-
-    kind: str
-    message: str
-    rows: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Finished(Event):
-    """The end. `state` is done, stopped, failed or pruned; `reason` says why in words."""
-
-    state: State
-    reason: str
+RECORD, LOG = "run.json", "worker.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +117,8 @@ class Run:
     created: float
     started: float | None = None
     finished: float | None = None
-    parent: str | None = None
     error: dict[str, str | None] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-EVENT_KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Started, Stepped, Evaluated, Saved, Noted, Finished)
-}
-RECORD, EVENTS, LOG = "run.json", "events.jsonl", "worker.log"
 
 
 def home(folder: str | Path | None = None) -> Path:
@@ -144,67 +126,8 @@ def home(folder: str | Path | None = None) -> Path:
     return Path(folder or os.environ.get("LUTHIER_HOME") or "~/.luthier").expanduser().resolve()
 
 
-# --- files that are whole or absent -------------------------------------------------------------------------------
-def write_whole(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader, or a power cut, finds the old text or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, whole or absent. Non-finite numbers are refused: they are not JSON."""
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-# --- processes: a number alone does not name one, its birth does --------------------------------------------------
-def birth(pid: int) -> str | None:
-    """When process `pid` was born, as a word that no later process of the same number shares; None if it is gone.
-
-    A process that has ended but is not yet reaped counts as gone.
-    """
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # it is gone, or went while it was read; or there is no /proc
-        return None if Path("/proc/self/stat").exists() else _birth_by_ps(pid)
-    state, *rest = status.rpartition(")")[2].split()  # the name before ")" may hold spaces and brackets
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return None if state in "ZX" else f"{boot}:{rest[18]}"  # field 22 of proc(5): start time in ticks since boot
-
-
-def _birth_by_ps(pid: int) -> str | None:
-    answer = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    state, _, started = answer.stdout.strip().partition(" ")
-    return started.strip() or None if state and not state.startswith("Z") else None
-
-
-def alive(owner: Mapping[str, Any] | None) -> bool:
-    """Whether the process that `owner` names (`pid`, `birth`) is still that process."""
-    return owner is not None and birth(owner["pid"]) == owner["birth"]
-
-
 # --- the folder ----------------------------------------------------------------------------------------------------
-def create(
-    where: Path,
-    name: str,
-    fingerprint: str,
-    files: Mapping[str, str],
-    facts: Mapping[str, Any],
-    parent: str | None = None,
-) -> Run:
+def create(where: Path, name: str, fingerprint: str, files: Mapping[str, str], facts: Mapping[str, Any]) -> Run:
     """A new queued run under `where`/runs with these text `files`: the folder appears whole, or not at all.
 
     Raises SpecError if a file holds what looks like a secret: a run folder is made to be shown.
@@ -212,23 +135,19 @@ def create(
     for file, text in files.items():
         redaction.refuse(text, file)
     shelf = where / "runs"
-    shelf.mkdir(parents=True, exist_ok=True)
     now = time.time()
     words = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "run"
     run_id = f"{time.strftime('%Y-%m-%d', time.localtime(now))}-{words}-{secrets.token_hex(2)}"
     if (shelf / run_id).exists():
-        return create(where, name, fingerprint, files, facts, parent)
-    room = shelf / f".{run_id}.tmp-{secrets.token_hex(4)}"
-    room.mkdir()
-    for file, text in files.items():
-        write_whole(room / file, text)
-    (room / EVENTS).touch()
+        return create(where, name, fingerprint, files, facts)
     record = {"format": 1, "id": run_id, "name": name, "state": "queued", "fingerprint": fingerprint, "created": now}
-    record |= {"started": None, "finished": None, "parent": parent, "error": None, "owner": None}
+    record |= {"started": None, "finished": None, "error": None, "owner": None}
     record |= {"attempt": 0, "begins": 0}  # how many workers have owned it, and where in events.jsonl the last began
-    write_json(room / RECORD, record | {"facts": dict(facts)})
-    room.rename(shelf / run_id)
-    sync_folder(shelf)
+    with whole_folder(shelf / run_id) as room:
+        for file, text in files.items():
+            write_whole(room / file, text)
+        (room / EVENTS).touch()
+        write_json(room / RECORD, record | {"facts": dict(facts)})
     return load(shelf / run_id)
 
 
@@ -236,9 +155,9 @@ def load(path: Path) -> Run:
     """The run in folder `path`. Raises NotFound where there is none."""
     record = _record(path)
     state = record["state"]
-    if state == "running" and not alive(record["owner"]):
+    if state == "running" and not ownership.alive(path, record["owner"]):
         state = "interrupted"  # derived, never written: nobody was left to write it
-    told = ("id", "name", "fingerprint", "created", "started", "finished", "parent", "error", "facts")
+    told = ("id", "name", "fingerprint", "created", "started", "finished", "error", "facts")
     return Run(path=path, state=state, **{key: record[key] for key in told})
 
 
@@ -297,7 +216,7 @@ def find(where: Path, word: str) -> Run:
 def owner(path: Path) -> dict[str, Any] | None:
     """The live process that owns the run (`pid`, `birth`, `host`), or None."""
     holder = _record(path)["owner"]
-    return holder if alive(holder) else None
+    return holder if ownership.alive(path, holder) else None
 
 
 def attempts(path: Path) -> int:
@@ -309,83 +228,25 @@ def attempts(path: Path) -> int:
 def owned(path: Path) -> Iterator[int]:
     """Own the run as this process, alone, until the block ends; gives the number of this attempt (1, 2, …).
 
-    The lock is the kernel's: it cannot outlive the process that holds it. Raises TrainingError if another holds it.
+    Raises TrainingError if another process holds it.
     """
-    with (path / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TrainingError(f"run `{path.name}` is being carried by another process", where=str(path)) from None
-        begins = _drop_torn_line(path / EVENTS)
+    with ownership.locked(path), ownership.beating(path):
+        begins = drop_torn_line(path / EVENTS)
         attempt = _record(path)["attempt"] + 1
-        here = {"pid": os.getpid(), "birth": birth(os.getpid()), "host": socket.gethostname()}
         begun = {"attempt": attempt, "begins": begins, "started": time.time(), "finished": None, "error": None}
-        update(path, {"state": "running", "owner": here} | begun)
+        update(path, {"state": "running", "owner": ownership.this_process()} | begun)
         yield attempt
 
 
-# --- events --------------------------------------------------------------------------------------------------------
-def to_json(event: Event) -> dict[str, Any]:
-    """The event as JSON says it: its kind, then its fields; a number that is not finite becomes null."""
-    fields = {key: _finite(value) for key, value in asdict(event).items()}
-    return {"event": type(event).__name__, **fields}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return {key: _finite(part) for key, part in value.items()} if isinstance(value, dict) else value
-
-
-def from_json(record: Mapping[str, Any]) -> Event:
-    """The event that `to_json` wrote; null stands for a number that was not finite."""
-    values = {key: value for key, value in record.items() if key != "event"}
-    for key in ("loss", "learning_rate", "grad_norm"):
-        if key in values and values[key] is None:
-            values[key] = math.nan
-    if "rows" in values:
-        values["rows"] = tuple(values["rows"])
-    if "scores" in values:
-        values["scores"] = {name: math.nan if score is None else score for name, score in values["scores"].items()}
-    return EVENT_KINDS[record["event"]](**values)
-
-
-def append(path: Path, event: Event) -> None:
-    """Add one line to the run's events.jsonl. After `Saved` and `Finished` it is on the disk, not only in memory."""
-    line = json.dumps(to_json(event), ensure_ascii=False, allow_nan=False) + "\n"
-    with (path / EVENTS).open("ab") as file:
-        file.write(line.encode("utf-8", "backslashreplace"))
-        if isinstance(event, Saved | Finished):
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _drop_torn_line(path: Path) -> int:
-    """What a kill left of a half-written last line goes, so that the next starts on its own; gives the size then."""
-    with path.open("ab+") as file:
-        file.seek(0)
-        return file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def read_events(path: Path) -> list[Event]:
-    """What happened in the run, in order, without what a later attempt did again.
-
-    An attempt that continues from step k starts with `Started(step=k)`: steps after k told before it are gone.
-    """
-    told: list[Event] = []
-    for event in _complete_lines(path, 0)[0]:
-        if isinstance(event, Started):
-            told = [old for old in told if old.step <= event.step or isinstance(old, Noted)]
-        told.append(event)
-    return told
-
-
-def _complete_lines(path: Path, offset: int) -> tuple[list[Event], int]:
-    with (path / EVENTS).open("rb") as file:
-        file.seek(offset)
-        data = file.read()
-    end = data.rfind(b"\n") + 1
-    return [from_json(json.loads(line)) for line in data[:end].splitlines()], offset + end
+def at_rest(path: Path, changes: Mapping[str, Any]) -> bool:
+    """Whether nobody carries the run; if so, and if it is still queued, `changes` are written before anybody can."""
+    try:
+        with ownership.locked(path):
+            if _record(path)["state"] == "queued":
+                update(path, changes)
+            return True
+    except TrainingError:
+        return False
 
 
 def follow(path: Path, wait_seconds: float = 0.1) -> Iterator[Event]:
@@ -393,7 +254,7 @@ def follow(path: Path, wait_seconds: float = 0.1) -> Iterator[Event]:
     offset = _record(path)["begins"]
     while True:
         at_rest = load(path).state not in ("queued", "running")  # asked first: what was said before it rested is read
-        events, offset = _complete_lines(path, offset)
+        events, offset = complete_lines(path, offset)
         yield from events
         if at_rest:
             return

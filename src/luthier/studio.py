@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +58,13 @@ class Studio:
         """Look at the base's configuration, prepare the data, and decide every open value. Raises any LuthierError."""
         from luthier.models import facts
 
+        _refuse_what_nothing_reads(experiment)
         chosen = _named(experiment)
-        base = facts.inspect(chosen.model.name, chosen.model.revision)
         folder, commit = facts.locate(chosen.model.name, chosen.model.revision, weights=False)
+        base = facts.inspect(chosen.model.name, commit)
         revision = commit or facts.weights_digest(folder)
         dataset = self.prepare(chosen.data, chosen.task, chosen.seed)
-        resolved = presets.resolve(chosen, base, dataset.task)
+        resolved = _pinned(presets.resolve(chosen, base, dataset.task), commit)
         fingerprint = spec.fingerprint(resolved.experiment, dataset.fingerprint, revision)
         return Draft(resolved, chosen, dataset, base, revision, fingerprint)
 
@@ -85,14 +86,15 @@ class Studio:
     def tune(self, experiment: spec.Experiment, new: bool = False) -> Run:
         """The run that `experiment` means, with a worker on it unless it is done already.
 
-        The newest run of that name decides: the same and done is given back; the same and unfinished continues; done
-        and different, or `new`, begins another. Raises SpecError, naming the fields, if unfinished and different.
+        The newest run of that name decides: the same and done is given back; the same and unfinished continues;
+        different, or `new`, begins another. Raises SpecError, naming the fields, if that would leave behind work under
+        way: a run that is different and at work, or at rest with a checkpoint to continue from.
         """
         draft = self.draft(experiment)
         previous = None if new else runs.newest_of_name(self.home, draft.name)
         if previous is not None and previous.fingerprint == draft.fingerprint:
             return self.resume(previous)
-        if previous is not None and previous.state != "done":
+        if previous is not None and _has_work_under_way(previous):
             raise SpecError(
                 f"run {previous.id} is {previous.state} and was described differently: {_differences(previous, draft)}",
                 hint="`--new` starts another run; with the old values the same command continues this one",
@@ -120,7 +122,7 @@ class Studio:
 
     def resume(self, run: Run) -> Run:
         """Continue an unfinished run, or find the worker it has; a run that is done is given back as it is."""
-        return run if run.state == "done" else engines.start(run)
+        return run if run.state == "done" else engines.start(runs.load(run.path))
 
     def stop(self, run: Run) -> Run:
         """Ask the run's worker to save and end; gives the run once it is at rest."""
@@ -263,6 +265,32 @@ def _named(experiment: spec.Experiment) -> spec.Experiment:
     return spec.Experiment.model_construct(experiment.model_fields_set, **dict(experiment) | changes)
 
 
+def _refuse_what_nothing_reads(experiment: spec.Experiment) -> None:
+    """What a file may describe and this version does not do: better said than passed over."""
+    for path, wish in (("evaluation.judge", experiment.evaluation.judge), ("search", experiment.search)):
+        if wish is not None:
+            raise SpecError(f"not yet: `{path}` can be described, but nothing acts on it", hint=f"leave out `{path}`")
+
+
+def _pinned(resolved: presets.Resolved, commit: str | None) -> presets.Resolved:
+    """A base of the Hub at the commit that its name stands for now, so that no later moment sees another one."""
+    model = resolved.experiment.model
+    if commit is None or model.revision == commit:
+        return resolved
+    pinned = type(model).model_construct(model.model_fields_set, **dict(model) | {"revision": commit})
+    fields = dict(resolved.experiment) | {"model": pinned}
+    whole = spec.Experiment.model_construct(resolved.experiment.model_fields_set, **fields)
+    origin = f"you (`{model.revision}`, as it was)" if model.revision else "default (the newest commit, as it was)"
+    return replace(resolved, experiment=whole, origins={**resolved.origins, "model.revision": origin})
+
+
+def _has_work_under_way(run: Run) -> bool:
+    """Whether another run in its place would leave work behind: one at work, or a checkpoint to continue from."""
+    if run.state in ("stopped", "interrupted"):
+        return any((run.path / "checkpoints").glob("step-*"))
+    return run.state in ("queued", "running")
+
+
 def _differences(previous: Run, draft: Draft) -> str:
     """The fields on which an earlier run and this experiment disagree, with both values."""
     before, now = spec.load(previous.path / "resolved.yaml"), draft.resolved.experiment
@@ -270,7 +298,7 @@ def _differences(previous: Run, draft: Draft) -> str:
     told = [f"`{path}` ({old.get(path)} → {new.get(path)})" for path in spec.differences(before, now)]
     if previous.facts["dataset"] != draft.dataset.fingerprint:
         told.append("`data` (the rows have changed)")
-    if previous.facts["revision"] != draft.revision:
+    if previous.facts["revision"] != draft.revision and now.model.revision is None:  # else it is named above
         told.append("`model` (the base's files have changed)")
     return ", ".join(told)
 

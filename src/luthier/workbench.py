@@ -21,7 +21,7 @@ from luthier.data import encode, formats, gate
 from luthier.data.encode import EncodedSplit, Rules
 from luthier.data.examples import Encoded, Example
 from luthier.data.prepare import Dataset, load_dataset
-from luthier.errors import NotFound
+from luthier.errors import ModelError, NotFound
 from luthier.evaluation import generate as speech
 from luthier.models import adapters, base, facts, methods
 from luthier.models.base import Base
@@ -46,8 +46,23 @@ class Bench:
 
 
 def of_run(run: Run) -> Bench:
-    """The bench of a run, from its folder and the data set it names."""
-    return lay(experiment_of(run), dataset_of(run))
+    """The bench of a run, from its folder and the data set it names. Raises ModelError if its base has changed."""
+    experiment, dataset = experiment_of(run), dataset_of(run)
+    loaded = base.load(experiment.model, experiment.method, dataset.labels)
+    _same_base(run, loaded)
+    return _laid(experiment, dataset, loaded)
+
+
+def _same_base(run: Run, loaded: Base) -> None:
+    """A run is of one base: of the commit, or of the weights by content, that stood when it was described."""
+    then, now = run.facts["revision"], loaded.revision or loaded.weights
+    if then != now:
+        what = "commit was" if loaded.revision else "weights were"
+        raise ModelError(
+            f"the base of run {run.id} has changed: its {what} {then:.12}…, now {now:.12}…",
+            str(loaded.folder) if loaded.revision is None else loaded.name,
+            "bring the base back as it was; a run of the new one begins with `luthier tune FILE --new`",
+        )
 
 
 def experiment_of(run: Run) -> spec.Experiment:
@@ -67,7 +82,10 @@ def result_of(run: Run) -> Path:
 
 def lay(experiment: spec.Experiment, dataset: Dataset, weights: bool = True) -> Bench:
     """Load the base, encode train and validation, ask the gate. Raises ModelError; DataError by the length policy."""
-    loaded = base.load(experiment.model, experiment.method, dataset.labels, weights=weights)
+    return _laid(experiment, dataset, base.load(experiment.model, experiment.method, dataset.labels, weights=weights))
+
+
+def _laid(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Bench:
     rules = rules_of(experiment, dataset, loaded)
     examples = {split: dataset.examples(split) for split in ("train", "validation")}
     train = encode.encode_split(examples["train"], loaded.tokenizer, rules)
@@ -194,12 +212,17 @@ def learned(run: Run) -> Path:
 
 
 def open_run(run: Run) -> Tuned:
-    """The run's base with what it learned in slot 0, ready to speak. Raises NotFound where nothing was learned yet."""
+    """The run's base with what it learned in slot 0, ready to speak.
+
+    Raises NotFound where nothing was learned yet, ModelError if the base is not the one it was learned on.
+    """
     folder, experiment, labels = learned(run), experiment_of(run), dataset_of(run).labels
     model, method = experiment.model, experiment.method
     if isinstance(method, spec.Full):
         model = model.model_copy(update={"name": str(folder), "revision": None})
     loaded = base.load(model, method, labels, spread=_exceeds_one_device(model))
+    if not isinstance(method, spec.Full):
+        _same_base(run, loaded)
     tuned = methods.attach(loaded, [method], [experiment.seed])
     if not isinstance(method, spec.Full):
         adapters.load(tuned, tuned.slots[0], folder)
@@ -209,6 +232,13 @@ def open_run(run: Run) -> Tuned:
 def bare(model: spec.Model, labels: tuple[str, ...]) -> Tuned:
     """A base alone, without a slot, ready to speak."""
     return methods.attach(base.load(model, None, labels, spread=_exceeds_one_device(model)), [], [])
+
+
+def base_of(run: Run) -> Tuned:
+    """The untuned base of a run, alone, ready to speak. Raises ModelError if it has changed."""
+    alone = bare(experiment_of(run).model, dataset_of(run).labels)
+    _same_base(run, alone.base)
+    return alone
 
 
 def _exceeds_one_device(model: spec.Model) -> bool:
@@ -231,7 +261,7 @@ class Reply:
 def generate(run: Run, prompts: Sequence[str], with_base: bool = False) -> Iterator[Reply]:
     """Answers to prompts as the run's rows were asked: a prompt is the question's text, or a JSON object of columns."""
     experiment, dataset, tuned = experiment_of(run), dataset_of(run), open_run(run)
-    other = (tuned if not tuned.full else bare(experiment.model, dataset.labels)) if with_base else None
+    other = (tuned if not tuned.full else base_of(run)) if with_base else None
     rules = rules_of(experiment, dataset, tuned.base)
     for number, prompt in enumerate(prompts, 1):
         row = _row(prompt, dataset.format)

@@ -21,7 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import redaction, runs
+from luthier import ownership, redaction, runs
+from luthier.disk import write_json
 from luthier.errors import LuthierError, TrainingError
 from luthier.runs import Evaluated, Finished, Noted, Run
 
@@ -48,10 +49,10 @@ def main() -> int:
 
 
 def work(path: Path, stop: Stop) -> int:
-    """Own the run in folder `path`, carry it, write how it ended."""
+    """Own the run in folder `path`, carry it, write how it ended. A wish in the folder stops it as a signal does."""
     try:
         with runs.owned(path):
-            return _to_the_end(runs.load(path), stop)
+            return _to_the_end(runs.load(path), lambda: stop() or ownership.stop_asked(path))
     except LuthierError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 1
@@ -75,6 +76,7 @@ def _to_the_end(run: Run, stop: Stop) -> int:
         error = _unforeseen(run, defect)
         end = _finished(run, "failed", error["message"] or "")
     runs.append(run.path, replace(end, time=time.time()))
+    ownership.withdraw_stop(run.path)
     runs.update(run.path, {"state": end.state, "finished": time.time(), "error": error})
     return 0 if end.state in ("done", "stopped") else 1
 
@@ -97,12 +99,15 @@ def _finished(run: Run, state: runs.State, reason: str) -> Finished:
 
 def carry(run: Run, stop: Stop) -> Finished:
     """All of a run's work. Raises LuthierError where it cannot go on, Stopped where it was asked to end."""
+    if ownership.stop_asked(run.path):  # it was stopped while this process was starting
+        raise Stopped
     _note(run, "progress", "loading the base")
     from luthier import assessment, workbench  # heavy from here on: the run is owned already
     from luthier.data import gate
     from luthier.models import adapters, methods
 
-    runs.write_json(run.path / "environment.json", _environment())
+    _share_cores()
+    write_json(run.path / "environment.json", _environment())
     bench = workbench.of_run(run)
     for finding in bench.findings:
         _note(run, finding.code, finding.message, finding.rows)
@@ -201,6 +206,16 @@ def _go_on(stop: Stop) -> None:
         raise Stopped
 
 
+def _share_cores() -> None:
+    """No more threads than cores that this process may use: torch counts the machine's, not the container's."""
+    import torch
+
+    from luthier import hardware
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), hardware.cores()))
+
+
 def _environment() -> dict[str, Any]:
     """What the figures of this run were made with."""
     import torch
@@ -208,8 +223,6 @@ def _environment() -> dict[str, Any]:
     from luthier import __version__, hardware
 
     machine = hardware.machine()
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), machine.cores))
     return {
         "luthier": __version__,
         "python": platform.python_version(),

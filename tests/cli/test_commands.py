@@ -137,8 +137,7 @@ def test_a_failed_run_says_why_and_shows_it_again(luthier: Luthier, experiment: 
     assert said.code == 2 and "longer than 4 tokens" in said.err and "hint: " in said.err
     shown = luthier("show")
     assert shown.code == 0 and "failed" in shown.out and "longer than 4 tokens" in shown.err
-    refused = luthier("tune")
-    assert refused.code == 2 and "`training.max_seq_length` (4 → 256)" in refused.err and "--new" in refused.err
+    assert luthier("tune").code == 0 and len(luthier("runs").out.splitlines()) == 3  # corrected: it may begin at once
 
 
 @pytest.mark.parametrize(

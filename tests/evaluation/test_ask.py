@@ -112,6 +112,33 @@ def test_candidates_are_written_as_the_row_writes_its_answer(tiny: Tiny) -> None
     assert all(text.endswith("\n") for text in ends)
 
 
+@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart"])
+def test_rows_that_a_class_name_takes_past_the_positions_are_left_out_before_asking(tiny: Tiny, kind: str) -> None:
+    long = "z" * 400 if kind == "tiny_bart" else "entirely different"
+    names = ("no", long)
+    base = bases.load(spec.Model(name=str(tiny(kind))), labels=names)
+    tuned, positions = attach(base, [], []), base.facts.positions or 0
+    rules = encode.Rules(
+        base.family, "classification", end_token_ids=base.end_token_ids, labels=names, positions=positions
+    )
+    spare = len(encode.encode(labelled(0, "", "no"), base.tokenizer, rules).ids_L)  # type: ignore[union-attr]
+    rows = [labelled(0, "q", "no"), labelled(1, "q" * (positions - spare - 2), "no")]
+    if kind == "tiny_bart":  # the name alone is longer than a target may be
+        with pytest.raises(DataError, match="no row can be asked"):
+            ask.questions(rows, base.tokenizer, rules)
+        return
+    asked, notes = ask.questions(rows, base.tokenizer, rules)
+    assert [answer.text in names for answer in ask.by_model(tuned, None, rules, ask.How())(asked)] == [True]
+    assert notes == (f"1 rows are left out: with `{long}` as answer they pass the positions: rows.jsonl:2",)
+
+
+def test_a_source_that_was_cut_for_training_is_cut_for_asking(tiny: Tiny) -> None:
+    tuned, rules = load(tiny, "tiny_bart", task="classification", labels=LABELS, positions=256, overlength="cut")
+    asked, notes = ask.questions([labelled(0, "q" * 400, "no")], tuned.base.tokenizer, rules)
+    assert "rows are cut" in notes[0] and asked[0].encoded.prompt_length == 256
+    assert ask.by_model(tuned, 0, rules, ask.How())(asked)[0].text in LABELS
+
+
 def test_an_encoder_answers_by_its_head(tiny: Tiny) -> None:
     tuned, rules = load(tiny, "tiny_bert", task="classification", labels=LABELS)
     asked, _ = ask.questions([labelled(i, "x y" * (i + 1), "yes") for i in range(3)], tuned.base.tokenizer, rules)

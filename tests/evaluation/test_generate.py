@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from luthier.data.examples import Encoded
 from luthier.evaluation import generate
 from luthier.models import base as bases
 from luthier.models.methods import Tuned, attach
+from tests.data.test_encode import sentencepiece
+from tests.tiny import tokenizer
 
 Tiny = Callable[..., Path]
 LORA = spec.Lora(rank=4, alpha=8, dropout=0.0, target_modules=("all-linear",))
@@ -162,6 +166,24 @@ def test_letters_of_many_bytes_are_streamed_whole(tiny: Tiny) -> None:
     pieces = list(generate.texts(tuned, iter(ids)))
     assert "".join(pieces) == tuned.base.tokenizer.decode(ids)
     assert len(pieces) > 1 and not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("make", [tokenizer, sentencepiece], ids=["bytes", "pieces"])
+def test_a_long_stream_reads_a_few_tokens_at_a_time(make: Callable[[], Any]) -> None:
+    """The whole text comes out, spaces and letters of many bytes included; no step decodes all that was said."""
+    words, read = make(), []
+    whole = words.decode
+
+    def decode(ids: Sequence[int], **wishes: Any) -> str:
+        read.append(len(ids))
+        return whole(ids, **wishes)
+
+    words.decode = decode
+    tuned = cast(Tuned, SimpleNamespace(base=SimpleNamespace(tokenizer=words, end_token_ids=(1,))))
+    ids = words("말씀 日本  is two\n words, and 3 more. " * 12, add_special_tokens=False).input_ids
+    assert len(ids) > 400
+    assert "".join(generate.texts(tuned, ids)) == whole(ids, skip_special_tokens=True)
+    assert max(read) <= 3 * generate.CONTEXT
 
 
 @pytest.mark.parametrize(("kind", "slot"), EVERY_SLOT)

@@ -15,9 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from luthier import spec
+from luthier.disk import sha256
 from luthier.errors import ModelError
 from luthier.models import adapters, base, facts
-from luthier.models.manifest import AUTO_MODEL, CARD, MANIFEST, model_card, sha256
+from luthier.models.manifest import AUTO_MODEL, CARD, MANIFEST, model_card
 from luthier.models.methods import Tuned, attach
 from tests import tiny as models
 from tests.trained import FULL, LABELS, LORA, PROMPT, QLORA, far, labels_of, ours, plain, trained
@@ -132,10 +133,11 @@ def test_conv1d_is_said(tmp_path: Path) -> None:
 
 
 def test_the_card_shows_the_call_and_no_path(tmp_path: Path) -> None:
-    card = (saved(trained("tiny_bert", LORA), tmp_path / "a") / CARD).read_text()
+    folder = saved(trained("tiny_bert", LORA), tmp_path / "a")
+    card = (folder / CARD).read_text()
     assert "AutoPeftModelForSequenceClassification" in card and f"num_labels={len(LABELS)}" in card
     assert "0 = refund, 1 = delivery" in card
-    assert str(models.build("tiny_bert").parent) not in card
+    assert str(models.build("tiny_bert").parent) not in card + (folder / MANIFEST).read_text()
 
 
 def test_labels_cannot_write_the_card() -> None:
@@ -148,7 +150,7 @@ def test_labels_cannot_write_the_card() -> None:
 def test_files_are_readable_by_others_and_named_by_hash(tmp_path: Path) -> None:
     folder = saved(trained("tiny_llama", LORA), tmp_path / "a")
     manifest = json.loads((folder / MANIFEST).read_text())
-    assert {path.name for path in folder.iterdir()} == {*manifest["files"], MANIFEST}
+    assert {path.name for path in folder.iterdir()} == {*manifest["files"], MANIFEST, CARD}
     assert all(sha256(folder / name) == digest for name, digest in manifest["files"].items())
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir())
     assert manifest["method"]["type"] == "lora" and manifest["base"]["vocabulary"] == models.VOCABULARY
@@ -165,8 +167,9 @@ def test_saving_replaces_whole_or_not_at_all(tmp_path: Path) -> None:
     assert name in str(refusal.value)
     tensor[0, 0] = 1.0
     tuned.base.tokenizer.save_pretrained = lambda _: (_ for _ in ()).throw(OSError("disk full"))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ModelError, match="cannot be written: disk full") as refusal:
         saved(tuned, folder)
+    assert refusal.value.where == str(folder) and "room on the disk" in (refusal.value.hint or "")
     assert (folder / adapters.WEIGHTS).read_bytes() == before
     del tuned.base.tokenizer.save_pretrained
     saved(tuned, folder)
@@ -250,6 +253,44 @@ def test_one_flipped_byte_is_found(good: Path, tmp_path: Path) -> None:
     (folder / adapters.WEIGHTS).write_bytes(data)
     with pytest.raises(ModelError, match="hash differs"):
         adapters.read(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", adapters.CONFIG])
+def test_every_file_with_a_hash_is_checked(good: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(good, tmp_path / "a")
+    (folder / CARD).write_text("a person's own words")
+    adapters.read(folder)
+    (folder / name).write_text((folder / name).read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(ModelError, match="hash differs") as refusal:
+        adapters.read(folder)
+    assert refusal.value.where == str(folder / name)
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=f"{name}"):
+        adapters.read(folder)
+
+
+def test_a_manifest_cannot_name_a_file_elsewhere(good: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "a")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (tmp_path / "secret").write_text("x")
+    manifest["files"]["../secret"] = sha256(tmp_path / "secret")
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match=r"`\.\./secret`, which luthier\.json names, is not"):
+        adapters.read(folder)
+
+
+def test_safetensors_own_disk_errors_are_worded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What safetensors raises is no OSError: here for a folder that is not there."""
+    tuned = trained("tiny_llama", LORA)
+    write = adapters.safetensors.torch.save_file
+    nowhere = tmp_path / "not" / "there"
+    monkeypatch.setattr(
+        adapters.safetensors.torch, "save_file", lambda tensors, path, **more: write(tensors, nowhere, **more)
+    )
+    with pytest.raises(ModelError, match="cannot be written") as refusal:
+        saved(tuned, tmp_path / "a")
+    assert refusal.value.where == str(tmp_path / "a") and list(tmp_path.iterdir()) == []
+    assert isinstance(refusal.value.__cause__, adapters.safetensors.SafetensorError)
 
 
 def _other_weights(folder: Path) -> None:

@@ -87,11 +87,11 @@ def _whole_path(name: str) -> str:
 
 def _suggest(here: Studio, data: str) -> None:
     """Bases that fit the task of `data` and this machine."""
-    from luthier import hardware, presets, spec
+    from luthier import advisor, hardware, spec
 
     dataset, machine = here.prepare(spec.Data(train=data)), hardware.machine()
     _tell_data(dataset)
-    fitting = presets.suggest(dataset.task, machine.memory_bytes, device=machine.device)
+    fitting = advisor.suggest(dataset.task, machine.memory_bytes, device=machine.device)
     screen.table(
         ("model", "family", "parameters", "why"),
         [(each.name, each.family, f"{each.parameters / 1e6:,.0f} M", each.why) for each in fitting],

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier import disk
 from luthier.data.examples import Example, Message
 from luthier.errors import DataError, NotFound
 
@@ -94,20 +92,13 @@ def write(
 
 
 def _write_folder(target: Path, files: Mapping[str, str]) -> None:
-    """All files under a hidden name first, then one rename: a reader sees everything or nothing."""
-    room = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
-    room.mkdir(parents=True)
     try:
-        for name, text in files.items():
-            _write_file(room / name, text)
-        _sync_folder(room)
-        room.rename(target)
+        with disk.whole_folder(target) as room:
+            for name, text in files.items():
+                (room / name).write_text(text, encoding="utf-8", newline="\n")
     except OSError:
         if not (target / "dataset.json").is_file():  # otherwise another process wrote the same content meanwhile
             raise
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-    _sync_folder(target.parent)
 
 
 def _refresh(target: Path, files: Mapping[str, str]) -> None:
@@ -115,24 +106,7 @@ def _refresh(target: Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
         place = target / name
         if not place.is_file() or place.read_text(encoding="utf-8") != text:
-            room = target / f".{name}.tmp-{uuid.uuid4().hex}"
-            _write_file(room, text)
-            room.replace(place)
-
-
-def _write_file(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            disk.write_whole(place, text)
 
 
 def _dumps(value: Any) -> str:

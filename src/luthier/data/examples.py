@@ -81,11 +81,6 @@ class Encoded:
         trained = np.flatnonzero(self.train_L)
         return int(trained[0]) if len(trained) else len(self.ids_L)
 
-    def exceeds(self, positions: int, virtual_tokens: int, family: str) -> bool:
-        """Whether the row is longer than a model's positions; source and target of a seq2seq model each have them."""
-        whole, source = len(self.ids_L), self.prompt_length if family == "seq2seq" else len(self.ids_L)
-        return max(source + virtual_tokens, whole - source) > positions
-
 
 def content_id(content: Any) -> str:
     """A 16-hex-digit name for JSON-like content; equal content has equal names on every machine."""

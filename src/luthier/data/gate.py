@@ -93,7 +93,12 @@ def _end_untrained(row: Encoded, facts: GateFacts) -> bool:
 
 
 def _beyond_positions(row: Encoded, facts: GateFacts) -> bool:
-    return facts.positions is not None and row.exceeds(facts.positions, facts.virtual_tokens, facts.family)
+    if facts.positions is None:
+        return False
+    if facts.family == "seq2seq":
+        source, target = row.prompt_length, len(row.ids_L) - row.prompt_length
+        return max(source + facts.virtual_tokens, target) > facts.positions
+    return len(row.ids_L) + facts.virtual_tokens > facts.positions
 
 
 def _end_inside(row: Encoded, facts: GateFacts) -> bool:

@@ -58,6 +58,7 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
         "leaks": len(leaks),
         "leaked_rows": leaks[:20],
         "conflicts": _conflicts(splits, data),
+        "asked_in_train": _asked_in_train(splits, data),
         "characters": _characters(splits["train"]),
         "unused_columns": _unused(columns, format_name, data),
     }
@@ -270,6 +271,16 @@ def _conflicts(splits: Splits, data: Data) -> int:
     return sum(len(found) > 1 for found in answers.values())
 
 
+def _asked_in_train(splits: Splits, data: Data) -> dict[str, int]:
+    """Rows of validation and test whose question train answers otherwise: given files may share them; no leak."""
+    trained = {question_id(example, data.template) for example in splits["train"]}
+    return {
+        split: sum(question_id(example, data.template) in trained for example in splits[split])
+        for split in SPLITS
+        if split != "train"
+    }
+
+
 def _characters(examples: Iterable[Example]) -> dict[str, dict[str, int]]:
     """Median and greatest length in characters, of the question and of the answer."""
     sizes: dict[str, list[int]] = {"question": [], "answer": []}
@@ -301,6 +312,11 @@ def _notes(summary: Mapping[str, Any], splits: Splits, data: Data, format_name: 
         (summary["conflicts"], "question has more than one answer", "questions have more than one answer"),
     )
     notes = [f"{count:,} {one if count == 1 else many}" for count, one, many in counted if count]
+    notes += [
+        f"{count:,} {'row' if count == 1 else 'rows'} of {split} ask what train asks too, with another answer"
+        for split, count in summary["asked_in_train"].items()
+        if count
+    ]
     notes += [
         f"{split} is empty: {len(splits['train']):,} rows are too few to share"
         for split, wish in (("validation", data.validation), ("test", data.test))

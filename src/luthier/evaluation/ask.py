@@ -15,6 +15,7 @@ import numpy as np
 
 from luthier.data import encode
 from luthier.data.examples import Encoded, Example
+from luthier.errors import DataError
 from luthier.evaluation import generate
 from luthier.evaluation.metrics import clean, default_metrics
 from luthier.evaluation.predictions import Answer, Answerer, Question
@@ -22,6 +23,7 @@ from luthier.models.methods import Tuned
 
 _DIGITS = 6  # of probabilities in files; smaller ones are left out
 _SHOWN = 5  # rows a note names
+_MARGIN = 8  # tokens a class name may have more inside a row than alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ def questions(
 ) -> tuple[list[Question], tuple[str, ...]]:
     """The rows to ask, each once, and notes on rows that are left out. A chat is asked for its last answer.
 
-    A row of classes is left out if any class name would take it past the model's positions: all are tried. Raises DataError where the length policy is to refuse long rows.
+    A row of classes is left out if any class name would take it past the model's positions: all are tried. Raises
+    DataError where the length policy is to refuse long rows, or where no row is left.
     """
     asked: dict[str, Example] = {}
     for example in examples:
@@ -63,7 +66,10 @@ def questions(
     if outgrown:
         rows, name = [asked[row].where for row in outgrown], next(iter(outgrown.values()))
         shown = ", ".join(rows[:_SHOWN]) + (", …" if len(rows) > _SHOWN else "")
-        notes.append(f"{len(rows):,} rows are left out: with `{name}` as answer they pass the positions: {shown}")
+        said = f"with `{name}` as answer they pass the positions: {shown}"
+        if not found:
+            raise DataError(f"no row can be asked: {said}", hint="shorten the class names, or the prompts")
+        notes.append(f"{len(rows):,} rows are left out: {said}")
     if split.cut:
         notes.append(f"{len(split.cut):,} rows are cut, the first: {split.cut[0]}")
     return found, tuple(notes)
@@ -156,18 +162,21 @@ def _outgrown(rows: Sequence[tuple[Example, Encoded]], tokenizer: Any, rules: en
     positions = rules.positions
     if rules.family == "encoder" or rules.task != "classification" or not rules.labels or positions is None:
         return {}
-    longest = max(len(ids) for ids in tokenizer(list(rules.labels)).input_ids)
-    free, found = replace(rules, positions=None), {}
+    longest = max(len(ids) for ids in tokenizer(list(rules.labels), verbose=False).input_ids)
+    found: dict[str, str] = {}
     for example, row in rows:
-        side = len(row.ids_L) - row.prompt_length if rules.family == "seq2seq" else len(row.ids_L) + rules.virtual_tokens
-        if side + longest + _MARGIN <= positions:
+        if _answered_length(row, rules) + longest + _MARGIN <= positions:
             continue
-        for name, option in zip(rules.labels, _candidates(example, tokenizer, free), strict=True):
-            target = replace(option, ids_L=option.ids_L[option.prompt_length :], train_L=option.train_L[option.train_L])
-            tried = target if rules.family == "seq2seq" else option  # a source fits, or was cut to
-            if tried.exceeds(positions, rules.virtual_tokens, rules.family):
+        options = _candidates(example, tokenizer, replace(rules, positions=None))
+        for name, option in zip(rules.labels, options, strict=True):
+            if _answered_length(option, rules) > positions:
                 found.setdefault(example.id, name)
     return found
+
+
+def _answered_length(row: Encoded, rules: encode.Rules) -> int:
+    """The positions that an answer shares: a decoder's whole row, a seq2seq model's target alone."""
+    return len(row.ids_L) - row.prompt_length if rules.family == "seq2seq" else len(row.ids_L) + rules.virtual_tokens
 
 
 def _with_label(example: Example, name: str) -> Example:

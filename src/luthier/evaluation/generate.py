@@ -31,6 +31,7 @@ CLOSE = 1e-3  # two best logits nearer than this are a close call: rounding, whi
 SURE = 0.69  # nats: below ln 2 a token has more than half of the probability, so no other is near
 SURE_ROUGH = 0.35  # the same in half precision, where rounding moves logits by much more
 LOGITS = 1 << 27  # numbers of output alive at once: 512 MiB of float32
+CONTEXT = 16  # tokens before a new one that are read again to see what it adds to a streamed text
 
 BARE_BASE = -1  # a slot number that no adapter has: its rows see the base alone
 
@@ -95,15 +96,21 @@ def stream(
 
 def texts(tuned: Tuned, tokens: Iterable[int]) -> Iterator[str]:
     """Tokens as text as soon as it is certain: half a letter waits for its other bytes."""
-    ids: list[int] = []
+    window: list[int] = []  # the last tokens, not all of them: reading all at every token would take quadratic time
     shown = ""
     for token in tokens:
-        ids.append(token)
-        text = _completion(tuned, ids).text
-        if not text.endswith("\ufffd") and text.startswith(shown):
+        window.append(token)
+        text = _completion(tuned, window).text
+        if text.endswith("\ufffd") or not text.startswith(shown):
+            continue
+        if len(text) > len(shown):
             yield text[len(shown) :]
-            shown = text
-    text = _completion(tuned, ids).text
+        shown = text
+        if len(window) > 2 * CONTEXT:
+            last = _completion(tuned, window[-CONTEXT:]).text
+            if last and text.endswith(last):  # not where it would cut a letter, or a word's mark, in two
+                window, shown = window[-CONTEXT:], last
+    text = _completion(tuned, window).text
     if len(text) > len(shown):
         yield text[len(shown) :]
 

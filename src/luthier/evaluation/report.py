@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from luthier import disk
 from luthier.errors import DataError
 from luthier.evaluation import statistics
 from luthier.evaluation.metrics import Measured, Metric, Prediction, measure, weighted
@@ -278,17 +278,7 @@ def _round_up(rows: int) -> int:
 def write_json(report: Report, path: Path) -> None:
     """`report.json`: complete or not there."""
     content = json.dumps(asdict(report), ensure_ascii=False, indent=1, default=str)
-    write_whole(path, content + "\n")
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write a text file under its name only when all of it stands on disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    disk.write_whole(path, content + "\n")
 
 
 def read_json(path: Path) -> Report:

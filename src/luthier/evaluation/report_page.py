@@ -20,11 +20,12 @@ import jinja2
 import numpy as np
 
 import luthier
+from luthier import disk
 from luthier.evaluation import charts, metrics
 from luthier.evaluation.curves import Curve, turned
 from luthier.evaluation.metrics import METRICS, Metric, Prediction
 from luthier.evaluation.predictions import Row, side
-from luthier.evaluation.report import Comparison, Report, digits_of, say, write_whole
+from luthier.evaluation.report import Comparison, Report, digits_of, say
 from luthier.runs import Score
 
 ROWS_SHOWN = 20
@@ -44,7 +45,7 @@ def write_html(
     own_metrics: Sequence[Metric] = (),
 ) -> None:
     """Write the page; complete or not there. `own_metrics` are those beside the table's."""
-    write_whole(path, render(report, rows, curve, settings, own_metrics))
+    disk.write_whole(path, render(report, rows, curve, settings, own_metrics))
 
 
 def render(

@@ -9,9 +9,6 @@ The format is that of PEFT 0.21 (`adapter_config.json`, `adapter_model.safetenso
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +20,21 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier import runs, spec
+from luthier import disk, spec
 from luthier.errors import ModelError
 from luthier.models import refusals
 from luthier.models.base import Base
 from luthier.models.facts import first_line, quiet
 from luthier.models.lora import lora_scale
-from luthier.models.manifest import MANIFEST, SAME, base_facts, name_to_load, read_manifest, write_manifest
+from luthier.models.manifest import (
+    MANIFEST,
+    SAME,
+    base_facts,
+    check_files,
+    name_to_load,
+    read_manifest,
+    write_manifest,
+)
 from luthier.models.methods import Tuned
 from luthier.models.slots import PEFT_PREFIX, PROMPT_PREFIX, Slot
 
@@ -62,18 +67,18 @@ def save(tuned: Tuned, slot: Slot, folder: Path) -> Path:
     """Write what `slot` learned to `folder`: an adapter, or for full tuning the whole model. Replaces what was there.
 
     With the tokenizer, a model card and `luthier.json`, which names base, vocabulary and files by content.
-    Raises ModelError if a value is not finite: then nothing is written.
+    Raises ModelError if a value is not finite or the disk refuses: then nothing is written.
     """
     base = tuned.base
     tensors = {name: tensor.cpu().contiguous() for name, tensor in slot.tensors().items()}
     broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
     if broken:
         raise ModelError(f"`{broken[0]}` holds values that are not finite; nothing was saved", str(folder))
-    with whole_folder(folder) as partial:
+    with writing(folder), disk.whole_folder(folder) as partial:
         if isinstance(slot.method, spec.Full):
             save_model(base, partial)
         else:
-            runs.write_json(partial / CONFIG, _config(base, slot))
+            disk.write_json(partial / CONFIG, _config(base, slot))
             safetensors.torch.save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
             save_tokenizer(base, partial)
         write_manifest(partial, base, slot.method)
@@ -94,11 +99,10 @@ def read(folder: Path) -> AdapterFiles:
         hint = f"found {', '.join(others)}; a pickle is never opened" if others else None
         raise ModelError(f"no {WEIGHTS}", str(folder), hint)
     manifest = read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else None
-    data = (folder / WEIGHTS).read_bytes()
-    if manifest is not None and manifest["files"].get(WEIGHTS) != hashlib.sha256(data).hexdigest():
-        raise ModelError(f"{WEIGHTS} is not the file luthier wrote (its hash differs)", str(folder / WEIGHTS))
-    tensors = safetensors.torch.load(data)
+    tensors = safetensors.torch.load((folder / WEIGHTS).read_bytes())
     _check_config(config, tensors, folder / CONFIG)
+    if manifest is not None:
+        check_files(folder, manifest)
     files = AdapterFiles(folder, config, tensors, manifest)
     method_of(files)  # refuses values that no method may have
     return files
@@ -245,28 +249,14 @@ def _assign(base: Base, module: nn.Module, leaf: str, value: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into; put in its place when the block ends well, removed when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+def writing(folder: Path) -> Iterator[None]:
+    """What the disk refuses while `folder` is written, as a ModelError that names the place."""
     try:
-        yield partial
-        for path in partial.rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)  # safetensors leaves its files readable by the owner only
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        runs.sync_folder(partial)
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        if folder.exists():
-            folder.replace(old)
-        partial.replace(folder)
-        runs.sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        hint = "is there room on the disk, and may you write there? then the same command again"
+        raise ModelError(f"cannot be written: {said}", str(folder), hint) from error
 
 
 def save_model(base: Base, folder: Path) -> None:

@@ -1,17 +1,16 @@
 """What a folder of ours says of itself: `luthier.json` for programs, the model card (README.md) for people.
 
 Lives here: both texts, and which facts make two bases the same. Does not live here: tensors (`adapters.py`). No row of
-data gets in, and no path but that of a local base, without which PEFT could not find it.
+data gets in, and no path of this machine.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from luthier import __version__, runs, spec
+from luthier import __version__, disk, spec
 from luthier.errors import ModelError
 from luthier.models import refusals
 from luthier.models.base import Base
@@ -27,7 +26,10 @@ SAME = {
 
 
 def write_manifest(folder: Path, base: Base, method: spec.Method, merged: bool = False) -> dict[str, Any]:
-    """`luthier.json` (base, vocabulary, labels, method, sha256 of all files) and the model card; returns the former."""
+    """`luthier.json` (base, vocabulary, labels, method, sha256 of the files) and the model card; returns the former.
+
+    The card has no hash: it is for people to write on.
+    """
     manifest = {
         "luthier": __version__,
         "base": base_facts(base),
@@ -36,27 +38,22 @@ def write_manifest(folder: Path, base: Base, method: spec.Method, merged: bool =
         "method": method.model_dump(mode="json"),
         "merged": merged,
     }
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
     (folder / CARD).write_text(model_card(manifest, merged), encoding="utf-8")
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    manifest["files"] = {path.name: sha256(path) for path in files}
-    runs.write_json(folder / MANIFEST, manifest)
+    manifest["files"] = {path.name: disk.sha256(path) for path in files}
+    disk.write_json(folder / MANIFEST, manifest)
     return manifest
 
 
 def base_facts(base: Base) -> dict[str, Any]:
-    """What must be the same when an adapter is loaded again."""
+    """What must be the same when an adapter is loaded again, and a name: of a local base its folder's."""
     return {
-        "name": name_to_load(base),
+        "name": base.name if base.revision is not None else base.folder.resolve().name,
         "revision": base.revision,
         "weights": base.weights,
         "vocabulary": base.model.get_input_embeddings().num_embeddings,
         "tokenizer": base.tokenizer_hash,
     }
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def name_to_load(base: Base) -> str:
@@ -75,6 +72,25 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise ModelError unless every file that `manifest` names a hash for stands in `folder` as it was written."""
+    for name, digest in manifest["files"].items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise ModelError(f"`{name}`, which {MANIFEST} names, is not in this folder", str(folder))
+        if disk.sha256(path) != digest:
+            hint = f"if the change is meant, take the entry out of {MANIFEST}"
+            raise ModelError(f"{name} is not the file luthier wrote (its hash differs)", str(path), hint)
+
+
+def forget_missing(folder: Path) -> None:
+    """Take files that were not copied with it out of a folder's `luthier.json`, if it has one."""
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder / MANIFEST)
+        manifest["files"] = {name: digest for name, digest in manifest["files"].items() if (folder / name).is_file()}
+        disk.write_json(folder / MANIFEST, manifest)
+
+
 # ------------------------------------------------------------------------------------------------------------- the card
 
 PIPELINE = {"causal": "text-generation", "seq2seq": "text2text-generation", "encoder": "text-classification"}
@@ -84,7 +100,7 @@ AUTO_MODEL = {"causal": "CausalLM", "seq2seq": "Seq2SeqLM", "encoder": "Sequence
 def model_card(manifest: dict[str, Any], merged: bool) -> str:
     """Markdown with the front matter the Hub reads. `manifest` is the content of luthier.json."""
     base, family, labels = manifest["base"], manifest["family"], manifest["labels"]
-    local = Path(base["name"]).is_absolute()
+    local = base["revision"] is None
     lines = ["---"]
     lines += [] if local else [f"base_model: {json.dumps(base['name'])}"]
     lines += ["library_name: transformers" if merged else "library_name: peft"]

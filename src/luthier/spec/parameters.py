@@ -52,7 +52,8 @@ class Model(Part):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of the frozen weights. `auto`: bfloat16 where the device computes in it, else float32."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
-    """Attention of the base. `auto`: our flat batches where the family allows them; else one of transformers' own."""
+    """How the base attends while generating and in padded (seq2seq) training; `auto`: as transformers chooses.
+    Flat batches use luthier's own attention."""
     chat_template: Text | None = None
     """Jinja chat template, or the path of a file that holds it. Omitted: the model's own."""
 

@@ -7,9 +7,7 @@ its place under a hidden name, synced, and renamed; nothing is deleted before it
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import uuid
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from luthier import disk
 from luthier.errors import TrainingError
 
 FORMAT = 1
@@ -68,14 +67,14 @@ def save(folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer
         (staging / "MANIFEST.json").write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
         for path in staging.iterdir():
             path.chmod(0o644)
-            _sync(path)
+            disk.sync(path)
         if final.exists() and _fault(final) is None and _progress(final) == progress:
             shutil.rmtree(staging)  # the same step saved again, after a resume: what stands is as good
             return final
         if final.exists():
             shutil.rmtree(final)
         staging.rename(final)
-        _sync(folder)
+        disk.sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         need = sum(value.nbytes for content in tensors.values() for value in content.values())
@@ -158,13 +157,4 @@ def _fault(path: Path) -> str | None:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return {"size": path.stat().st_size, "sha256": disk.sha256(path)}

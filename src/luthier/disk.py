@@ -1,0 +1,76 @@
+"""Files and folders that are whole or absent, whatever is killed meanwhile; and a file's name by content.
+
+Lives here: writing beside the place, syncing, renaming. Does not live here: what is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader, or a power cut, finds the old text or the new one, never a part.
+
+    Half a surrogate pair, which UTF-8 cannot hold, is written as its escape (which JSON reads back).
+    """
+    partial = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        with partial.open("wb") as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, whole or absent. Non-finite numbers are refused: they are not JSON."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into; put in its place when the block ends well, removed when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(4)
+    partial, old = folder.with_name(f".{folder.name}.tmp-{mark}"), folder.with_name(f".{folder.name}.old-{mark}")
+    partial.mkdir()
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors leaves its files readable by the owner only
+            sync(path)
+        sync(partial)
+        if folder.exists():
+            folder.replace(old)
+        partial.replace(folder)
+        sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
