@@ -54,7 +54,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         sync(partial)
         if folder.exists():
             folder.replace(old)
-        partial.replace(folder)
+        try:
+            partial.replace(folder)
+        except OSError:
+            if old.exists():
+                old.replace(folder)
+            raise
         sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:

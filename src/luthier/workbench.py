@@ -116,6 +116,7 @@ def rules_of(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Rul
         end_token_ids=loaded.end_token_ids,
         labels=dataset.labels,
         virtual_tokens=_virtual_tokens(method),
+        positions=loaded.facts.positions,
     )
 
 

@@ -143,6 +143,15 @@ def test_a_data_sets_own_splits_are_used(tmp_path: Path) -> None:
     assert dataset.splits["validation"] == f"10% of {home}, by content"
 
 
+def test_a_question_that_two_given_files_share_is_counted(tmp_path: Path) -> None:
+    """No leak, the answers differ; but a model that knows train is not asked anything new."""
+    test = _pairs(10, start=100) + [row | {"output": "else"} for row in _pairs(2)]
+    dataset = prepare(Data(train=_pairs(50), test=test, validation=0.0), tmp_path)
+    assert dataset.counts["test"] == 12 and dataset.summary["asked_in_train"] == {"validation": 0, "test": 2}
+    assert "2 rows of test with a question of train, but another answer" in dataset.summary["notes"]
+    assert prepare(Data(train=_pairs(50)), tmp_path).summary["asked_in_train"] == {"validation": 0, "test": 0}
+
+
 def test_rows_in_two_splits_are_refused_or_taken_out(tmp_path: Path) -> None:
     train = _file(tmp_path / "train.jsonl", _pairs(60))
     test = _file(tmp_path / "test.jsonl", _pairs(10, start=55))

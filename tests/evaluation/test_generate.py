@@ -140,7 +140,8 @@ def test_sampling_is_by_seed_and_row(tiny: Tiny) -> None:
 
 def test_sampled_tokens_have_the_models_shares(tiny: Tiny) -> None:
     tuned = tune(tiny, "tiny_llama")
-    logits = tuned.base.model(torch.tensor([[7, 9, 11]])).logits[0, -1]
+    with tuned.speaking(None) as model:
+        logits = model(torch.tensor([[7, 9, 11]])).logits[0, -1]
     shares = logits.softmax(-1).detach().numpy()
     first = [generate.answer(tuned, None, [[7, 9, 11]], 1, 1.0, seed)[0].ids[:1] or (1,) for seed in range(100)]
     likely = int(shares.argmax())

@@ -313,7 +313,7 @@ def _notes(summary: Mapping[str, Any], splits: Splits, data: Data, format_name: 
     )
     notes = [f"{count:,} {one if count == 1 else many}" for count, one, many in counted if count]
     notes += [
-        f"{count:,} {'row' if count == 1 else 'rows'} of {split} ask what train asks too, with another answer"
+        f"{count:,} {'row' if count == 1 else 'rows'} of {split} with a question of train, but another answer"
         for split, count in summary["asked_in_train"].items()
         if count
     ]

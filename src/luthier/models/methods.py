@@ -26,29 +26,6 @@ from luthier.models.lora import LoraLinear, Turn
 from luthier.models.slots import PROMPT, Method, Slot, full_slot, inside, lora_slot, prompt_slot
 from luthier.spec import Full, Lora, PromptTuning, QLora
 
-# What `target_modules: []` means where the architecture's own default is not in presets: PEFT's choice by model type.
-ARCHITECTURE_TARGETS: dict[str, tuple[str, ...]] = {
-    "llama": ("q_proj", "v_proj"),
-    "granite": ("q_proj", "v_proj"),
-    "mistral": ("q_proj", "v_proj"),
-    "qwen2": ("q_proj", "v_proj"),
-    "qwen3": ("q_proj", "v_proj"),
-    "gemma": ("q_proj", "v_proj"),
-    "gemma2": ("q_proj", "v_proj"),
-    "phi": ("q_proj", "v_proj", "fc1", "fc2"),
-    "gpt2": ("c_attn",),
-    "gpt_neox": ("query_key_value",),
-    "opt": ("q_proj", "v_proj"),
-    "t5": ("q", "v"),
-    "bart": ("q_proj", "v_proj"),
-    "blenderbot": ("q_proj", "v_proj"),
-    "bert": ("query", "value"),
-    "roberta": ("query", "value"),
-    "albert": ("query", "value"),
-    "deberta-v2": ("query_proj", "value_proj"),
-}
-
-
 PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative to the largest logit
 
 
@@ -227,7 +204,7 @@ def _linears(base: Base) -> dict[str, nn.Module]:
 
 
 def _targets(base: Base, method: Lora | QLora, linears: Mapping[str, nn.Module]) -> list[str]:
-    wanted = tuple(method.target_modules or ARCHITECTURE_TARGETS.get(base.facts.model_type, ("all-linear",)))
+    wanted = tuple(method.target_modules)
     if wanted == ("all-linear",):
         return list(linears)
     found = [name for name in linears if any(name == w or name.endswith(f".{w}") for w in wanted)]

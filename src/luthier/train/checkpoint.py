@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,27 +55,17 @@ class Checkpoint:
 def save(folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
     """Write `folder/step-…`. Raises TrainingError with path and bytes where the disk refuses; older ones stay."""
     final = _place(folder, progress.step)
-    staging = folder / f".{final.name}.tmp-{uuid.uuid4().hex[:8]}"
+    if final.exists() and _fault(final) is None and _progress(final) == progress:
+        return final  # the same step saved again, after a resume: what stands is as good
     tensors = {"weights.safetensors": weights, "optimizer.safetensors": optimizer}
     try:
-        staging.mkdir(parents=True)
-        for name, content in tensors.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, staging / name)
-        (staging / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-        files = {name: _facts(staging / name) for name in (*tensors, "progress.json")}
-        (staging / "MANIFEST.json").write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
-        for path in staging.iterdir():
-            path.chmod(0o644)
-            disk.sync(path)
-        if final.exists() and _fault(final) is None and _progress(final) == progress:
-            shutil.rmtree(staging)  # the same step saved again, after a resume: what stands is as good
-            return final
-        if final.exists():
-            shutil.rmtree(final)
-        staging.rename(final)
-        disk.sync(folder)
+        with disk.whole_folder(final) as staging:
+            for name, content in tensors.items():
+                save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, staging / name)
+            (staging / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+            files = {name: _facts(staging / name) for name in (*tensors, "progress.json")}
+            (staging / "MANIFEST.json").write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
         need = sum(value.nbytes for content in tensors.values() for value in content.values())
         hint = (
             f"{need / 2**20:.1f} MiB are needed; make room and run the same command again: the older checkpoint stands"
