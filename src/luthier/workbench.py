@@ -21,7 +21,7 @@ from luthier.data import encode, formats, gate
 from luthier.data.encode import EncodedSplit, Rules
 from luthier.data.examples import Encoded, Example
 from luthier.data.prepare import Dataset, load_dataset
-from luthier.errors import ModelError, NotFound
+from luthier.errors import DataError, ModelError, NotFound
 from luthier.evaluation import generate as speech
 from luthier.models import adapters, base, facts, methods
 from luthier.models.base import Base
@@ -208,7 +208,8 @@ def _pieces(tokenizer: Any, ids: list[int]) -> tuple[str, ...]:
 def learned(run: Run) -> Path:
     """The folder of what the run learned. Raises NotFound where there is nothing yet."""
     if not result_of(run).is_dir():
-        raise NotFound(f"run {run.id} has learned nothing yet: it is {run.state}", where=str(run.path))
+        hint = None if run.state in ("queued", "running") else f"`luthier resume {run.id}` goes on with it"
+        raise NotFound(f"run {run.id} is not done: it is {run.state}", where=str(run.path), hint=hint)
     return result_of(run)
 
 
@@ -295,6 +296,14 @@ def _said(
         scores = speech.class_logits(tuned, slot, [encoded] if encoded else [])[0]
         return iter([rules.labels[int(scores.argmax())]])
     ids = encode.encode_prompt(example, tuned.base.tokenizer, rules).tolist()
+    virtual = tuned.slots[slot].virtual_tokens if slot is not None else 0
+    room = None if rules.positions is None else rules.positions - virtual
+    if room is not None and len(ids) >= room + (rules.family == "seq2seq"):
+        raise DataError(
+            f"the prompt has {len(ids):,} tokens; the model reads {room:,} at most, the answer included",
+            where=example.where,
+            hint="ask something shorter",
+        )
     wishes = experiment.evaluation
     longest = wishes.max_new_tokens or run.facts["longest_answer"]
     return speech.stream(tuned, slot, ids, longest, wishes.temperature, experiment.seed)

@@ -67,6 +67,12 @@ def main() -> None:
         sys.exit(YOUR_INPUT if isinstance(problem, SpecError | DataError | ModelError | NotFound) else IT_FAILED)
     except KeyboardInterrupt:
         sys.exit(IT_FAILED)
+    except PermissionError as refusal:
+        from luthier.cli import show
+
+        hint = f"luthier keeps its runs in {runs.home()}; another place: --home DIR or LUTHIER_HOME"
+        show.error(LuthierError(f"permission denied: {refusal.filename}", hint=hint))
+        sys.exit(IT_FAILED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
         sys.exit(IT_FAILED)
@@ -80,8 +86,11 @@ def _defect(defect: Exception) -> int:
     from luthier.cli import show
 
     path = runs.home() / "defect.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(redaction.strike("".join(traceback.format_exception(defect))), encoding="utf-8")
     hint = "this is a defect of luthier, not of your input: please report it with this file"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(redaction.strike("".join(traceback.format_exception(defect))), encoding="utf-8")
+    except OSError as unwritable:
+        hint = f"the home folder cannot be written ({unwritable.strerror}); another place: --home DIR or LUTHIER_HOME"
     show.error(LuthierError(f"{type(defect).__name__}: {redaction.strike(str(defect))}", str(path), hint))
     return IT_FAILED

@@ -142,7 +142,7 @@ def prepare(
 
 def look(
     file: File = EXPERIMENT,
-    rows: Annotated[int, typer.Option(help="How many rows.")] = 3,
+    rows: Annotated[int, typer.Option(help="How many rows.", min=1)] = 3,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     sets: Set = NOTHING,
     as_json: Json = False,

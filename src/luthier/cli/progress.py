@@ -71,7 +71,9 @@ def words(status: Status) -> str:
     said = []
     if status.step and status.epoch:
         epochs = status.epoch * status.steps / status.step
-        said.append(f"epoch {status.epoch:.1f}/{epochs:.3g}")
+        said.append(
+            f"epoch {status.epoch:.2g}/{epochs:.2g}" if epochs < 1 else f"epoch {status.epoch:.1f}/{epochs:.3g}"
+        )
     if status.loss is not None:
         said.append(f"loss {status.loss:.4g}")
     if status.validation is not None:

@@ -188,7 +188,7 @@ def _shares(metric: Metric, values: tuple[list[float], list[float]]) -> _Tested:
     fixed, broken = pairs.count((1.0, 0.0)), pairs.count((0.0, 1.0))
     low, high = statistics.share_difference(pairs.count((1.0, 1.0)), fixed, broken, pairs.count((0.0, 0.0)))
     difference, error = (fixed - broken) / n, statistics.share_standard_error(fixed, broken, n)
-    smallest = max(statistics.smallest_visible(error), FEWEST_DISCORDANT / n)
+    smallest = min(1.0, max(statistics.smallest_visible(error), FEWEST_DISCORDANT / n))
     needed = None
     if difference:
         least = math.ceil(FEWEST_DISCORDANT / abs(difference))

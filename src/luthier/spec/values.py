@@ -182,7 +182,10 @@ def braces(template: str) -> str:
     >>> braces("Input: {{ input }} Output:")
     'Input: {input} Output:'
     """
-    return re.sub(r"\{\{\s*(\w+)\s*\}\}", r"{\1}", template)
+    ours = re.sub(r"\{\{\s*(\w+)\s*\}\}", r"{\1}", template)
+    if not re.search(r"\{\w+\}", ours):
+        raise ValueError("must name a column, such as {input}: without one every row has the same prompt")
+    return ours
 
 
 def underscored(value: str) -> str:
