@@ -151,8 +151,8 @@ def _begin_copying(model: LlamaForCausalLM) -> None:
 
     A head of layer 0 attends to the token before (the rotation by one place is in its query weights) and writes what
     it read in a subspace of its own; the same head of layer 1 looks for the place whose token *before* is the token
-    here, and writes that place's token (Olsson et al. 2022, In-context Learning and Induction Heads). What this is
-    worth: after 40 batches the loss is 4.8, without it 4.4 after 200.
+    here, and writes that place's token (Olsson et al. 2022, In-context Learning and Induction Heads). The mean loss of
+    the first 200 batches was 3.3 with it, 4.4 in an earlier run without it (on a slightly different mix of documents).
     """
     config = model.config
     size = config.hidden_size // config.num_attention_heads
