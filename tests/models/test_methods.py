@@ -53,7 +53,8 @@ def test_a_base_whose_attention_is_its_own_is_refused(name: str, tmp_path: Path)
 @pytest.mark.parametrize("kind", [*CAUSAL, *ENCODERS])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_family_of_the_tests_passes_the_proof(kind: str, dtype: str) -> None:
-    attach(bases.load(spec.Model(name=str(models.build(kind)), dtype=dtype), LORA, labels=LABELS), [LORA], [0])
+    base = bases.load(spec.Model(name=str(models.build(kind)), dtype=dtype), LORA, labels=LABELS)
+    assert attach(base, [LORA], [0]).slots[0].targets
 
 
 def _with_stored_pooler(folder: Path) -> Path:
