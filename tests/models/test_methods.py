@@ -31,7 +31,7 @@ def test_a_base_that_takes_neither_flat_nor_padded_rows_is_refused(tmp_path: Pat
 
 
 def test_slots_that_a_layer_cannot_tell_apart_are_refused() -> None:
-    """DeBERTa's positions pass through linear layers too, whose rows belong to no token: one slot at a time has them."""
+    """DeBERTa's positions pass through linear layers too, rows that belong to no token: one slot at a time has them."""
     assert attach(load(models.build, "tiny_deberta_v2"), [LORA], [0]).layout == "padded"
     with pytest.raises(ModelError, match="cannot share"):
         attach(load(models.build, "tiny_deberta_v2"), [LORA, LORA], [0, 1])
