@@ -51,12 +51,13 @@ def _encoded(name: str, ids_L: np.ndarray, trained: int, family: str, label: int
 
 def load(tiny: Tiny, kind: str, method: Method | None = None, **overrides: object) -> Base:
     """A tiny base in float32 without dropout of its own."""
-    quiet = {"dropout": 0.0, "attention_dropout": 0.0} if kind in ("tiny_bart", "tiny_blenderbot") else {}
-    folder = tiny(kind, **quiet, **overrides)
-    base = bases.load(spec.Model(name=str(folder), attention="eager"), method, labels=LABELS)
+    base = bases.load(spec.Model(name=str(tiny(kind, **overrides)), attention="eager"), method, labels=LABELS)
     for module in base.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            elif "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     return base
 
 
@@ -136,14 +137,16 @@ def _padded(rows: Sequence[np.ndarray], fill: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row).long() for row in rows], True, fill)
 
 
-def peft_model(tiny: Tiny, kind: str, tuned: Tuned) -> peft.PeftModel:
-    """PEFT's model of the same base with the slot's tensors in it."""
-    slot, base = tuned.slots[0], load(tiny, kind)
+def peft_model(tiny: Tiny, kind: str, tuned: Tuned, base: Base | None = None) -> peft.PeftModel:
+    """PEFT's model of the same base (or of `base`) with the slot's tensors in it."""
+    slot = tuned.slots[0]
+    base = base or load(tiny, kind, slot.method)
     kind_of = {"task_type": TASK[base.family]}
-    if isinstance(slot.method, spec.Lora):
+    if isinstance(slot.method, spec.Lora | spec.QLora):
         config = peft.LoraConfig(
             r=slot.method.rank,
             lora_alpha=slot.method.alpha,
+            lora_dropout=slot.method.dropout,
             use_rslora=slot.method.rslora,
             target_modules=list(slot.targets),
             modules_to_save=list(base.fresh) or None,

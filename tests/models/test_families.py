@@ -10,6 +10,8 @@ import torch
 from luthier import engines, runs, spec, worker
 from luthier.data.examples import Encoded
 from luthier.evaluation import generate
+from luthier.models import base as bases
+from luthier.models import facts
 from luthier.models.methods import attach
 from luthier.studio import Studio
 from tests import rows as files
@@ -45,11 +47,14 @@ def test_every_tiny_family_is_listed() -> None:
     assert set(families.FAMILIES) == {*tiny.KINDS, *tiny.MORE}
 
 
+def test_relative_positions_have_the_limit_of_their_table() -> None:
+    limits = {kind: facts.inspect(str(tiny.build(kind))).positions for kind in ("tiny_mpt", "tiny_bloom", "tiny_t5")}
+    assert limits == {"tiny_mpt": 2048, "tiny_bloom": None, "tiny_t5": None}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ALONE)
 def test_half_precision_does_not_hide_attention_of_ones_own(kind: str, dtype: str) -> None:
-    from luthier.models import base as bases
-
     model = spec.Model(name=str(tiny.build(kind)), dtype=dtype)
     assert attach(bases.load(model, LORA, labels=files.COLOURS), [LORA], [0]).layout == "padded"
 

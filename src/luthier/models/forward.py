@@ -119,7 +119,8 @@ def keeps_its_attention(model: PreTrainedModel, layers: int) -> str:
     called before one tell.
     """
     ids_1T = torch.zeros(1, 9, dtype=torch.int64, device=model.device)
-    call: dict[str, Any] = {"input_ids": ids_1T, "position_ids": torch.zeros_like(ids_1T), "layout": (asked := [])}
+    asked: list[nn.Module] = []
+    call = {"input_ids": ids_1T, "position_ids": torch.zeros_like(ids_1T), "layout": asked}
     chosen, model.config._attn_implementation = model.config._attn_implementation, ATTENTION
     try:
         model.base_model(**call)
@@ -215,19 +216,19 @@ class Forward:
         return self.head(inputs_embeds=hidden_UD[None], use_cache=False).logits[0]
 
     def _class_logits(self, batch: Batch, hidden_TD: Tensor, heads: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
-        """(S, classes): one pooled row a segment, each through its own slot's head."""
+        """(S, classes): one pooled row a segment, each through its own slot's head, in float32 as heads are trained."""
         starts = torch.from_numpy(batch.sources_S).to(hidden_TD.device)
         pooled_SD = hidden_TD.index_select(0, starts)
         if self.mean_pooling:
-            padded = isinstance(batch, PaddedBatch)
-            lengths = batch.source_lengths_B if padded else np.diff(batch.sources_S, append=len(hidden_TD))
+            ends = np.append(batch.sources_S[1:], len(hidden_TD))
+            lengths = batch.source_lengths_B if isinstance(batch, PaddedBatch) else ends - batch.sources_S
             places = zip(batch.sources_S.tolist(), lengths.tolist(), strict=True)
             pooled_SD = torch.stack([hidden_TD[start : start + length].mean(0) for start, length in places])
-        logits = []
+        logits, given = [], {name: p.float() for name, p in self.head.named_parameters()}
         for slot, start, stop in batch.ranges:
             first, last = np.searchsorted(batch.sources_S, [start * batch.width, stop * batch.width])
-            rows = {"inputs_embeds": pooled_SD[first:last, None]}
-            logits.append(functional_call(self.head, dict(heads.get(slot, {})), (), rows).logits)
+            rows = {"inputs_embeds": pooled_SD[first:last, None].float()}
+            logits.append(functional_call(self.head, given | dict(heads.get(slot, {})), (), rows).logits)
         return torch.cat(logits)
 
     def _answers(self, batch: Batch, prompts: Mapping[int, Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -120,7 +121,7 @@ class Tuned:
         return "" if difference < PROOF_TOLERANCE[self.base.dtype] else f"the logits differ by {difference:.1g}"
 
     @contextmanager
-    def speaking(self, slot: int | None) -> Iterator[nn.Module]:
+    def speaking(self, slot: int | None) -> Iterator[PreTrainedModel]:
         """The model ready for `generate` and cached forwards: every row belongs to `slot`, or to the bare base."""
         self.turn.ranges = () if slot is None else ((slot, 0, 1),)
         self.turn.units, self.turn.steps = 1, None
