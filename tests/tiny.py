@@ -137,6 +137,57 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         ENCODER | {"local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": 0, "sep_token_id": 1},
     ),
 }
+_OLD = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}  # GPT-2 and its kin
+_OLD |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_ALIBI = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_T5 = KINDS["tiny_t5"][2]
+_EXPERTS = DECODER | {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+# Further families: for the tests that compare every one of them (`tests/models/test_families.py`).
+MORE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "tiny_qwen2": ("Qwen2Config", "Qwen2ForCausalLM", DECODER),
+    "tiny_gemma3": (
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        DECODER | {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "tiny_phi": ("PhiConfig", "PhiForCausalLM", DECODER),
+    "tiny_phi3": ("Phi3Config", "Phi3ForCausalLM", DECODER),
+    "tiny_gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", DECODER),
+    "tiny_opt": ("OPTConfig", "OPTForCausalLM", DECODER | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "tiny_stablelm": ("StableLmConfig", "StableLmForCausalLM", DECODER),
+    "tiny_olmo2": ("Olmo2Config", "Olmo2ForCausalLM", DECODER),
+    "tiny_cohere": ("CohereConfig", "CohereForCausalLM", DECODER),
+    "tiny_smollm3": (
+        "SmolLM3Config",
+        "SmolLM3ForCausalLM",
+        DECODER | {"no_rope_layers": [1, 0], "use_sliding_window": False},
+    ),
+    "tiny_granite_moe": ("GraniteMoeConfig", "GraniteMoeForCausalLM", _EXPERTS),
+    "tiny_mixtral": ("MixtralConfig", "MixtralForCausalLM", _EXPERTS | {"head_dim": 8}),
+    "tiny_falcon": ("FalconConfig", "FalconForCausalLM", DECODER),
+    "tiny_mpt": ("MptConfig", "MptForCausalLM", _ALIBI | {"d_model": 32, "n_heads": 4, "n_layers": 2}),
+    "tiny_bloom": ("BloomConfig", "BloomForCausalLM", _ALIBI | {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "tiny_gpt_neo": (
+        "GPTNeoConfig",
+        "GPTNeoForCausalLM",
+        _ALIBI
+        | {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 256, "window_size": 8}
+        | {"attention_types": [[["global", "local"], 1]]},
+    ),
+    "tiny_codegen": ("CodeGenConfig", "CodeGenForCausalLM", _OLD | {"rotary_dim": 8}),
+    "tiny_gptj": ("GPTJConfig", "GPTJForCausalLM", _OLD | {"rotary_dim": 8}),
+    "tiny_electra": ("ElectraConfig", "ElectraForMaskedLM", ENCODER | {"embedding_size": 16}),
+    "tiny_xlm_roberta": ("XLMRobertaConfig", "XLMRobertaForMaskedLM", ENCODER),
+    "tiny_deberta_v2": (
+        "DebertaV2Config",
+        "DebertaV2ForMaskedLM",
+        ENCODER | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+    ),
+    "tiny_mt5": ("MT5Config", "MT5ForConditionalGeneration", _T5),
+    "tiny_pegasus": ("PegasusConfig", "PegasusForConditionalGeneration", SEQ2SEQ),
+    "tiny_mbart": ("MBartConfig", "MBartForConditionalGeneration", SEQ2SEQ),
+}
 CAUSAL = ("tiny_llama", "tiny_mistral", "tiny_qwen3", "tiny_gemma2", "tiny_granite", "tiny_gpt2")
 DISTINCT = (
     "tiny_llama",
@@ -172,14 +223,14 @@ def build(kind: str, folder: Path | None = None, *, chat: bool = False, **overri
 
 
 def _build(kind: str, folder: Path, chat: bool, overrides: dict[str, Any]) -> Path:
-    config_class, model_class, settings = KINDS[kind]
+    config_class, model_class, settings = (KINDS | MORE)[kind]
     config = getattr(transformers, config_class)(**settings | overrides)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, model_class)(config)
         _roughen(model)
     model.save_pretrained(folder)
-    text = tokenizer("encoder" if kind in ENCODERS else "gpt2" if kind == "tiny_gpt2" else family(kind))
+    text = tokenizer("gpt2" if kind == "tiny_gpt2" else family(kind))
     if chat:
         text.chat_template = CHAT_TEMPLATE
     text.save_pretrained(folder)
@@ -198,7 +249,10 @@ def _roughen(model: torch.nn.Module) -> None:
 
 def family(kind: str) -> str:
     """causal, seq2seq or encoder."""
-    return "causal" if kind in CAUSAL else "seq2seq" if kind in SEQ2SEQ_KINDS else "encoder"
+    model_class = (KINDS | MORE)[kind][1]
+    return {"ForConditionalGeneration": "seq2seq", "ForMaskedLM": "encoder"}.get(
+        model_class[model_class.index("For") :] if "For" in model_class else "", "causal"
+    )
 
 
 def tokenizer(style: str = "causal") -> PreTrainedTokenizerFast:

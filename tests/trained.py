@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from luthier import spec
-from luthier.data.batches import Share, flat_batches, padded_batches
+from luthier.data.batches import Share
 from luthier.data.examples import Encoded
 from luthier.models import base
 from luthier.models.methods import Tuned, attach
@@ -51,10 +51,10 @@ def rows(family: str) -> list[Encoded]:
 
 def ours(tuned: Tuned) -> Tensor:
     """Logits of every trained place of `rows`, through luthier's forward pass: (S, V), encoder (3, classes)."""
-    slot, padded, found = tuned.slots[0], tuned.base.family == "seq2seq", []
+    slot, found = tuned.slots[0], []
     for row in rows(tuned.base.family):
         share = Share(slot.index, [row], 1.0, slot.virtual_tokens)
-        batch = next(padded_batches([share], 999, tuned.base.pad_token_id) if padded else flat_batches([share], 999))
+        batch = next(tuned.lay_out([share], 999))
         found.append(tuned.logits(batch)[torch.from_numpy(batch.entries[0]).long()])
     return torch.cat(found)
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier import disk, hardware, redaction, spec
-from luthier.data.batches import Share, flat_batches, padded_batches
+from luthier.data.batches import Share
 from luthier.data.examples import Encoded
 from luthier.errors import LuthierError, ModelError
 from luthier.models import adapters, base, facts, manifest, refusals
@@ -228,10 +228,7 @@ def _tuned_logits(tuned: Tuned, probes: list[Encoded]) -> list[Tensor]:
     found = []
     for probe in probes:
         share = Share(0, [probe], 1.0, tuned.slots[0].virtual_tokens)
-        padded = tuned.base.family == "seq2seq"
-        batches = (
-            padded_batches([share], 1 << 20, tuned.base.pad_token_id) if padded else flat_batches([share], 1 << 20)
-        )
+        batches = tuned.lay_out([share], 1 << 20)
         found += [tuned.logits(batch)[torch.from_numpy(batch.entries[0]).long()].cpu() for batch in batches]
     return found
 

@@ -152,8 +152,9 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
     experiment = resolved.experiment
     bench = lay(experiment, dataset, weights=_weights_tell(experiment))
     trainable = planning.trainable_parameters(experiment, bench.base.facts)
-    if trainable is None or bench.base.family == "encoder":
-        trainable = methods.attach(bench.base, [experiment.method], [0]).slots[0].trainable_parameters
+    hung = [experiment.method] if trainable is None or bench.base.family == "encoder" else []
+    tuned = methods.attach(bench.base, hung, [0] * len(hung))
+    trainable = tuned.slots[0].trainable_parameters if trainable is None or hung else trainable
     planned = planning.plan(experiment, bench.train, bench.cut, bench.base.facts, trainable)
     said = [f"{found.code}: {found.message} [{', '.join(found.rows)}]; {found.hint}" for found in bench.findings]
     lengths = [len(row.ids_L) for row in bench.train]
@@ -162,6 +163,8 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
         "longest": max(lengths),
         "longest_answer": max(int(row.train_L.sum()) for row in bench.train),
     }
+    if tuned.note:  # rows apart: nothing is shared
+        planned, said = dataclasses.replace(planned, shared_tokens=0), [*said, tuned.note]
     return dataclasses.replace(planned, warnings=(*planned.warnings, *said, *bench.remarks), lengths=told)
 
 

@@ -115,6 +115,8 @@ def carry(run: Run, stop: Stop) -> Finished:
         _note(run, "data", remark)
     gate.refuse(bench.findings, bench.experiment.data.accept)
     tuned = methods.attach(bench.base, [bench.experiment.method], [bench.experiment.seed])
+    if tuned.note:
+        _note(run, "layout", tuned.note)
     longest = max(int(row.train_L.sum()) for row in bench.train)
     runs.update(run.path, {"facts": {"longest_answer": longest}})
     exam = assessment.exam(bench.experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import peft
 import pytest
 import torch
 
 from luthier import spec
-from luthier.models.methods import Tuned
 from luthier.models.slots import PEFT_PREFIX
 from tests.equivalence.workbench import (
     LORA,
@@ -17,71 +15,29 @@ from tests.equivalence.workbench import (
     gradients,
     load,
     padded_loss,
+    peft_model,
+    peft_tensors,
     rows,
     share,
     tune,
 )
 from tests.tiny import CAUSAL, ENCODERS, SEQ2SEQ_KINDS, family
 
-TASK = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "SEQ_CLS"}
 EVERY = (*CAUSAL, *SEQ2SEQ_KINDS, *ENCODERS)
-
-
-def _peft(tiny: Tiny, kind: str, tuned: Tuned) -> peft.PeftModel:
-    """PEFT's model of the same base with the slot's tensors in it."""
-    slot, base = tuned.slots[0], load(tiny, kind)
-    kind_of = {"task_type": TASK[base.family]}
-    if isinstance(slot.method, spec.Lora):
-        config = peft.LoraConfig(
-            r=slot.method.rank,
-            lora_alpha=slot.method.alpha,
-            use_rslora=slot.method.rslora,
-            target_modules=list(slot.targets),
-            modules_to_save=list(base.fresh) or None,
-            **kind_of,
-        )
-    else:
-        n = slot.method.virtual_tokens
-        config = peft.PromptTuningConfig(
-            num_virtual_tokens=n,
-            token_dim=slot.leaves["prompt_embeddings"].shape[1],
-            num_transformer_submodules=1,
-            num_attention_heads=4,
-            num_layers=2,
-            modules_to_save=list(base.fresh) or None,
-            **kind_of,
-        )
-    model = peft.get_peft_model(base.model, config, autocast_adapter_dtype=False).eval()
-    with torch.no_grad():
-        for name, theirs in _theirs(model, tuned).items():
-            theirs.copy_(slot.leaves[name])
-    return model
-
-
-def _theirs(model: peft.PeftModel, tuned: Tuned) -> dict[str, torch.Tensor]:
-    """PEFT's live parameters under the names of its files."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if name.startswith("prompt_encoder."):
-            found["prompt_embeddings"] = parameter
-        elif parameter.requires_grad:
-            found[name.replace(".default", "").replace(".modules_to_save", "")] = parameter
-    assert set(found) == set(tuned.slots[0].leaves)
-    return found
 
 
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("method", [LORA, PROMPT], ids=["lora", "prompt"])
-def test_loss_and_every_gradient_equal_peft(tiny: Tiny, kind: str, method: spec.Lora | spec.PromptTuning) -> None:
+def test_loss_and_every_gradient_equalpeft_model(tiny: Tiny, kind: str, method: spec.Lora | spec.PromptTuning) -> None:
     base = load(tiny, kind)
     tuned = tune(base, method)
     examples = rows(family(kind))
     ours, grads = gradients(tuned, [share(tuned, 0, examples)], budget=60)
-    theirs = _peft(tiny, kind, tuned)
+    theirs = peft_model(tiny, kind, tuned)
     loss = padded_loss(base.family, theirs, examples, base.decoder_start_token_id)
     loss.backward()
     assert ours == pytest.approx(float(loss.detach()), abs=5e-6)
-    for name, parameter in _theirs(theirs, tuned).items():
+    for name, parameter in peft_tensors(theirs, tuned).items():
         assert_close(grads[0][name], parameter.grad, name)
         assert float(parameter.grad.abs().max()) > 0, f"{name} has no gradient: the test would see nothing"
 
@@ -107,6 +63,6 @@ def test_rslora_scales_as_peft_does(tiny: Tiny) -> None:
     tuned = tune(load(tiny, "tiny_llama"), method)
     examples = rows("causal")
     ours, _ = gradients(tuned, [share(tuned, 0, examples)], budget=1000)
-    theirs = padded_loss("causal", _peft(tiny, "tiny_llama", tuned), examples, None)
+    theirs = padded_loss("causal", peft_model(tiny, "tiny_llama", tuned), examples, None)
     assert ours == pytest.approx(float(theirs.detach()), abs=5e-6)
     assert PEFT_PREFIX + "model.layers.0.self_attn.q_proj.lora_A.weight" in tuned.slots[0].leaves

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import peft
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +23,7 @@ Tiny = Callable[..., Path]
 LORA = spec.Lora(rank=4, alpha=8, dropout=0.0, target_modules=("all-linear",))
 PROMPT = spec.PromptTuning(virtual_tokens=3, init_method="vocabulary")
 LABELS = ("no", "perhaps", "yes")
+TASK = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "SEQ_CLS"}
 
 
 def rows(family: str, count: int = 7, seed: int = 0) -> list[Encoded]:
@@ -49,12 +51,13 @@ def _encoded(name: str, ids_L: np.ndarray, trained: int, family: str, label: int
 
 def load(tiny: Tiny, kind: str, method: Method | None = None, **overrides: object) -> Base:
     """A tiny base in float32 without dropout of its own."""
-    quiet = {"dropout": 0.0, "attention_dropout": 0.0} if kind in ("tiny_bart", "tiny_blenderbot") else {}
-    folder = tiny(kind, **quiet, **overrides)
-    base = bases.load(spec.Model(name=str(folder), attention="eager"), method, labels=LABELS)
+    base = bases.load(spec.Model(name=str(tiny(kind, **overrides)), attention="eager"), method, labels=LABELS)
     for module in base.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            elif "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     return base
 
 
@@ -109,6 +112,74 @@ def padded_loss(family: str, model: Callable[..., object], examples: Sequence[En
         losses.append(F.cross_entropy(logits.float(), targets, reduction="sum"))
         count += len(targets)
     return torch.stack(losses).sum() / count
+
+
+def batch_loss(family: str, model: Callable[..., object], examples: Sequence[Encoded], start_id: int | None) -> Tensor:
+    """The same through one padded batch with its attention mask: how other programs do it."""
+    cuts = [row.prompt_length if family == "seq2seq" else len(row.ids_L) for row in examples]
+    source = _padded([row.ids_L[:cut] for row, cut in zip(examples, cuts, strict=True)], 2)
+    call = {"input_ids": source, "attention_mask": _padded([np.ones(cut, np.int32) for cut in cuts], 0)}
+    if family == "encoder":
+        return F.cross_entropy(model(**call).logits.float(), torch.tensor([row.label for row in examples]))
+    if family == "seq2seq":
+        targets = _padded([row.ids_L[cut:] for row, cut in zip(examples, cuts, strict=True)], -100)
+        call["decoder_input_ids"] = torch.cat(
+            [torch.full_like(targets[:, :1], start_id), targets.clamp(min=0)[:, :-1]], 1
+        )
+        logits = model(**call).logits
+    else:
+        targets = _padded([np.where(row.train_L, row.ids_L, -100) for row in examples], -100)[:, 1:]
+        logits = model(**call).logits[:, -source.shape[1] : -1]  # without the places of virtual tokens
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+
+def _padded(rows: Sequence[np.ndarray], fill: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row).long() for row in rows], True, fill)
+
+
+def peft_model(tiny: Tiny, kind: str, tuned: Tuned, base: Base | None = None) -> peft.PeftModel:
+    """PEFT's model of the same base (or of `base`) with the slot's tensors in it."""
+    slot = tuned.slots[0]
+    base = base or load(tiny, kind, slot.method)
+    kind_of = {"task_type": TASK[base.family]}
+    if isinstance(slot.method, spec.Lora | spec.QLora):
+        config = peft.LoraConfig(
+            r=slot.method.rank,
+            lora_alpha=slot.method.alpha,
+            lora_dropout=slot.method.dropout,
+            use_rslora=slot.method.rslora,
+            target_modules=list(slot.targets),
+            modules_to_save=list(base.fresh) or None,
+            **kind_of,
+        )
+    else:
+        n = slot.method.virtual_tokens
+        config = peft.PromptTuningConfig(
+            num_virtual_tokens=n,
+            token_dim=slot.leaves["prompt_embeddings"].shape[1],
+            num_transformer_submodules=1,
+            num_attention_heads=4,
+            num_layers=2,
+            modules_to_save=list(base.fresh) or None,
+            **kind_of,
+        )
+    model = peft.get_peft_model(base.model, config, autocast_adapter_dtype=False).eval()
+    with torch.no_grad():
+        for name, theirs in peft_tensors(model, tuned).items():
+            theirs.copy_(slot.leaves[name])
+    return model
+
+
+def peft_tensors(model: peft.PeftModel, tuned: Tuned) -> dict[str, Tensor]:
+    """PEFT's live parameters under the names of its files."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("prompt_encoder."):
+            found["prompt_embeddings"] = parameter
+        elif parameter.requires_grad:
+            found[name.replace(".default", "").replace(".modules_to_save", "")] = parameter
+    assert set(found) == set(tuned.slots[0].leaves)
+    return found
 
 
 def assert_close(ours: Tensor, theirs: Tensor, name: str, atol: float = 2e-6) -> None:

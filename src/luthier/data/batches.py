@@ -63,14 +63,20 @@ class FlatBatch:
     example_ids: tuple[str, ...]
     entries: tuple[np.ndarray, ...]
 
+    @property
+    def width(self) -> int:
+        """Outputs a unit of `ranges` has: one, a token's own."""
+        return 1
+
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
-    """Source and target rows for an encoder-decoder. Padding is known by length, never by id; virtual tokens of a
-    prompt-tuned slot stand before the source, negative as in `FlatBatch`.
+    """Rows of their own: source and target of an encoder-decoder, or the whole sequence as source (M = 0) for a family
+    that cannot take a flat batch. Padding is known by length, never by id; virtual tokens of a prompt-tuned slot stand
+    before the source, negative as in `FlatBatch`.
 
-    `ranges` are (slot, start, stop) in rows. `sources_S` index the flattened (B, M) decoder positions; `targets_BM`
-    holds -1 behind a row's end. `keys_BL` and `keys_BM` name tokens as in `FlatBatch`.
+    `ranges` are (slot, start, stop) in rows. `sources_S` index the flattened outputs, (B, M) places of a decoder or,
+    without one, (B, L); `targets_BM` holds -1 behind a row's end. `keys_BL`, `keys_BM` name tokens as in `FlatBatch`.
     """
 
     source_BL: np.ndarray
@@ -84,6 +90,11 @@ class PaddedBatch:
     weights_S: np.ndarray
     example_ids: tuple[str, ...]
     entries: tuple[np.ndarray, ...]
+
+    @property
+    def width(self) -> int:
+        """Outputs a unit of `ranges` has: M, or L where there is no target."""
+        return self.targets_BM.shape[1] or self.source_BL.shape[1]
 
 
 # ---------------------------------------------------------------------------------------------------------- the order
@@ -249,49 +260,78 @@ class _Forest:
 # ----------------------------------------------------------------------------------------------- padded micro-batches
 
 
-def padded_batches(shares: Sequence[Share], budget: int, pad_id: int) -> Iterator[PaddedBatch]:
-    """Rows of similar length together, at most `budget` padded tokens a micro-batch, slots one after another."""
-    bucket: list[tuple[Share, int]] = []
+def padded_batches(shares: Sequence[Share], budget: int, pad_id: int, paired: bool = True) -> Iterator[PaddedBatch]:
+    """Rows of similar length together, at most `budget` padded tokens a micro-batch, slots one after another.
+
+    `paired` cuts each example into source and target (its prompt and the rest); otherwise all of it is source.
+    """
+    bucket: list[_Padded] = []
     source = target = 0  # the bucket's longest
     for share in shares:
-        prompts = [row.prompt_length for row in share.examples]
-        lengths = [(p + share.virtual_tokens, len(r.ids_L) - p) for p, r in zip(prompts, share.examples, strict=True)]
-        for i in sorted(range(len(lengths)), key=lambda i: (max(lengths[i]), lengths[i], i)):
-            source, target = max(source, lengths[i][0]), max(target, lengths[i][1])
+        rows = [_Padded.of(share, number, row, paired) for number, row in enumerate(share.examples)]
+        for row in sorted(rows, key=lambda row: (max(row.lengths), row.lengths, row.number)):
+            source, target = max(source, row.lengths[0]), max(target, row.lengths[1])
             if bucket and (len(bucket) + 1) * (source + target) > budget:
                 yield _pad(bucket, pad_id)
-                bucket, (source, target) = [], lengths[i]
-            bucket.append((share, i))
+                bucket, (source, target) = [], row.lengths
+            bucket.append(row)
     if bucket:
         yield _pad(bucket, pad_id)
 
 
-def _pad(bucket: list[tuple[Share, int]], pad_id: int) -> PaddedBatch:
-    rows = [share.examples[i] for share, i in bucket]
-    sources = [
-        _with_virtual(row.ids_L[: row.prompt_length], share.virtual_tokens)
-        for (share, _), row in zip(bucket, rows, strict=True)
-    ]
-    targets = [row.ids_L[row.prompt_length :] for row in rows]
-    salts = [0 if share.share_prefixes else i + 1 for share, i in bucket]
-    targets_BM = _rectangle(targets, -1)
-    width = targets_BM.shape[1]
-    places = [b * width + np.arange(len(target)) for b, target in enumerate(targets)]
-    counts = np.array([len(target) for target in targets])
-    first = np.concatenate([[0], np.cumsum(counts)])
-    source_BL = _rectangle(sources, pad_id)
-    if source_BL.shape[1] == width:  # a layer's rows are told apart by their number (`models/lora.Turn`)
+@dataclass(frozen=True, slots=True)
+class _Padded:
+    """One example of a padded batch: its tokens on both sides, and (output of the row, target) of each entry."""
+
+    share: Share
+    number: int
+    example_id: str
+    source: np.ndarray
+    target: np.ndarray
+    source_keys: np.ndarray
+    target_keys: np.ndarray
+    entries: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, share: Share, number: int, row: Encoded, paired: bool) -> _Padded:
+        virtual, cut = share.virtual_tokens, row.prompt_length if paired else len(row.ids_L)
+        source, target = _with_virtual(row.ids_L[:cut], virtual), row.ids_L[cut:]
+        salt = 0 if share.share_prefixes else number + 1
+        keys = _prefix_keys(source, salt), _prefix_keys(row.ids_L, salt)[cut:]
+        if paired:
+            entries = list(enumerate(target.tolist()))
+        elif row.label >= 0:
+            entries = [(0, row.label)]
+        else:
+            trained = _trained_positions(row, virtual)
+            entries = list(zip((trained + virtual - 1).tolist(), row.ids_L[trained].tolist(), strict=True))
+        return cls(share, number, row.example_id, source, target, *keys, entries)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        return len(self.source), len(self.target)
+
+
+def _pad(rows: list[_Padded], pad_id: int) -> PaddedBatch:
+    targets_BM = _rectangle([row.target for row in rows], -1)
+    source_BL = _rectangle([row.source for row in rows], pad_id)
+    if source_BL.shape[1] == targets_BM.shape[1]:  # a layer's rows are told apart by their number (`models/lora.Turn`)
         source_BL = np.pad(source_BL, ((0, 0), (0, 1)), constant_values=pad_id)
+    width = targets_BM.shape[1] or source_BL.shape[1]
+    counts = [len(row.entries) for row in rows]
+    first = np.concatenate([[0], np.cumsum(counts)])
+    pairs = np.array([(b * width + at, target) for b, row in enumerate(rows) for at, target in row.entries], np.int64)
+    pairs = pairs.reshape(-1, 2)
     return PaddedBatch(
         source_BL=source_BL,
-        source_lengths_B=np.array([len(source) for source in sources]),
+        source_lengths_B=np.array([len(row.source) for row in rows]),
         targets_BM=targets_BM,
-        keys_BL=_rectangle([_prefix_keys(s, a) for s, a in zip(sources, salts, strict=True)], 0, source_BL.shape[1]),
-        keys_BM=_rectangle([_prefix_keys(r.ids_L, a)[r.prompt_length :] for r, a in zip(rows, salts, strict=True)], 0),
-        ranges=_slot_ranges([share.slot for share, _ in bucket]),
-        sources_S=np.concatenate(places),
-        targets_S=np.concatenate(targets).astype(np.int64),
-        weights_S=np.repeat(np.array([share.weight for share, _ in bucket], np.float32), counts),
+        keys_BL=_rectangle([row.source_keys for row in rows], 0, source_BL.shape[1]),
+        keys_BM=_rectangle([row.target_keys for row in rows], 0),
+        ranges=_slot_ranges([row.share.slot for row in rows]),
+        sources_S=pairs[:, 0],
+        targets_S=pairs[:, 1],
+        weights_S=np.repeat(np.array([row.share.weight for row in rows], np.float32), counts),
         example_ids=tuple(row.example_id for row in rows),
         entries=tuple(np.arange(a, b) for a, b in itertools.pairwise(first)),
     )

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.data.batches import FlatBatch, PaddedBatch, Share, flat_batches, padded_batches
+from luthier.data.batches import Share
 from luthier.data.examples import Encoded
+from luthier.models.forward import Batch
 from luthier.models.methods import Tuned
 
 BUDGET = 16_384  # padded tokens, prompt and answer, decoded at once; stored tokens of one pass over references
@@ -363,21 +364,18 @@ def _entries(
     tuned: Tuned,
     slot: int | None,
     rows: Sequence[Encoded],
-    ask: Callable[[FlatBatch | PaddedBatch], tuple[Tensor, ...]],
+    ask: Callable[[Batch], tuple[Tensor, ...]],
 ) -> list[tuple[np.ndarray, ...]]:
     """What `ask` gives for the supervised entries of every row, in the rows' order."""
     virtual = tuned.slots[slot].virtual_tokens if slot is not None else 0
     numbered = [replace(row, example_id=str(i)) for i, row in enumerate(rows)]
     share = [Share(BARE_BASE if slot is None else slot, numbered, 1.0, virtual)]
-    batches: Iterator[FlatBatch | PaddedBatch]
+    budget = BUDGET
     if tuned.base.family == "seq2seq":
         budget = min(BUDGET, LOGITS // tuned.base.facts.vocab_size)  # every place of a padded target has logits
-        batches = padded_batches(share, budget, tuned.base.pad_token_id)
-    else:
-        batches = flat_batches(share, BUDGET)
     found: dict[int, tuple[np.ndarray, ...]] = {}
     with torch.no_grad():
-        for batch in batches:
+        for batch in tuned.lay_out(share, budget):
             asked = [tensor.cpu().numpy() for tensor in ask(batch)]
             for name, places in zip(batch.example_ids, batch.entries, strict=True):
                 found[int(name)] = tuple(values[places] for values in asked)

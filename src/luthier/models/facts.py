@@ -155,7 +155,8 @@ def _positions(config: Any) -> int | None:
     try:
         rows = config.get_text_config().max_position_embeddings
     except AttributeError:
-        return None  # relative or no positions (T5, Bloom, state-space models): no limit
+        # MPT's table of distances has a length of its own; T5, BLOOM and state-space models have no limit
+        return config.get_text_config().to_dict().get("max_seq_len")
     return rows - position_offset(config) if rows else None
 
 

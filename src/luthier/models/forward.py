@@ -10,7 +10,9 @@ that shares all weights but whose backbone echoes the hidden rows it is given. S
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.utils import ModelOutput
 
-from luthier.data.batches import FlatBatch, PaddedBatch, Share, flat_batches
+from luthier.data.batches import FlatBatch, PaddedBatch
 from luthier.data.examples import Encoded
 from luthier.models.attention import attend, layout
 from luthier.models.loss import entry_nll, supervised_nll
 from luthier.models.prompt import embed_with_prompts
 
 Batch = FlatBatch | PaddedBatch
+CANNOT = (TypeError, AttributeError, KeyError, IndexError, RuntimeError, ValueError)  # what a foreign class may raise
 ATTENTION = (
     "luthier"  # the name under which transformers finds our attention; it builds no mask for a name it has no mask for
 )
@@ -36,12 +39,30 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **said: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: (1, H, T, d) in, (1, T, H, d) out. `layout` was given to the model's call."""
+    if "layout" not in said:
+        raise TypeError("a layer does not hand its attention what the model was given")
+    if isinstance(said["layout"], list):  # nothing is computed, only who asks is noted (`keeps_its_attention`)
+        said["layout"].append(module)
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
     scaling, dropout = said.get("scaling"), said.get("dropout", 0.0)
     window, softcap = said.get("sliding_window"), said.get("softcap")
     return attend(query[0], key[0], value[0], said["layout"], scaling, dropout, window, softcap)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attention)
+
+
+@dataclass
+class Echoed(ModelOutput):
+    """What heads read of a backbone's output: rows, perhaps pooled, and nothing else."""
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor | None = None
+    past_key_values: None = None
+    hidden_states: None = None
+    attentions: None = None
+    cross_attentions: None = None
+    router_logits: None = None
 
 
 class Echo(nn.Module):
@@ -53,13 +74,18 @@ class Echo(nn.Module):
         self.pooler = children.get("pooler")
         self.activation = children.get("pooler_activation")  # ALBERT's pooler is a bare linear layer with its own tanh
 
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
+    @property
+    def decoder(self) -> Echo:
+        """OPT calls what is inside its backbone."""
+        return self
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Echoed:
         pooled = None
         if self.pooler is not None and self.activation is not None:
             pooled = self.activation(self.pooler(inputs_embeds[:, 0]))
         elif self.pooler is not None:
             pooled = self.pooler(inputs_embeds)
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=inputs_embeds, pooler_output=pooled)
+        return Echoed(inputs_embeds, pooled)
 
 
 def _head_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -69,21 +95,42 @@ def _head_of(model: PreTrainedModel) -> PreTrainedModel:
     return head
 
 
-@torch.no_grad()
-def probe(family: str, model: PreTrainedModel) -> tuple[FlatBatch, Tensor]:
-    """Two short rows that share their beginning, as a flat batch of no slot, and the logits each has alone."""
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = [vocabulary // 2 + i % (vocabulary // 2) for i in (0, 1, 2, 3, 4, 5, 6, 7, 8)]
+def probes(family: str, vocabulary: int) -> list[Encoded]:
+    """Two short rows of different length that share their beginning; the last token of each is asked for."""
+    ids = [vocabulary // 2 + i % (vocabulary // 2) for i in range(9)]
     rows = [np.array(ids[:7], np.int32), np.array(ids[:4] + ids[7:], np.int32)]
-    last = [np.arange(len(row)) == len(row) - 1 for row in rows]
-    label = 0 if family == "encoder" else -1
-    encoded = [Encoded(str(i), row, last[i] & (label < 0), label) for i, row in enumerate(rows)]
-    (batch,) = flat_batches([Share(-1, encoded, 1.0)], budget=100)
-    alone = []
-    for name in batch.example_ids:
-        logits = model(input_ids=torch.from_numpy(rows[int(name)]).long()[None].to(model.device)).logits[0].float()
-        alone.append(logits if label == 0 else logits[-2])
-    return batch, torch.stack(alone)
+    if family == "encoder":
+        return [Encoded(str(i), row, np.zeros(len(row), bool), label=0) for i, row in enumerate(rows)]
+    return [Encoded(str(i), row, np.arange(len(row)) == len(row) - 1) for i, row in enumerate(rows)]
+
+
+@torch.no_grad()
+def alone(model: PreTrainedModel, row: Encoded) -> Tensor:
+    """What the unmodified model says of one probe by itself: logits before its last token, or of its class."""
+    logits = model(input_ids=torch.from_numpy(row.ids_L).long()[None].to(model.device)).logits[0].float()
+    return logits if row.label >= 0 else logits[-2]
+
+
+@torch.no_grad()
+def keeps_its_attention(model: PreTrainedModel, layers: int) -> str:
+    """Why a model's attention cannot be given from outside, as its layers show when called; empty if all ask for ours.
+
+    Numbers do not matter: torch's meta device will do. There some operations (of experts) do not run; then the layers
+    called before one tell.
+    """
+    ids_1T = torch.zeros(1, 9, dtype=torch.int64, device=model.device)
+    asked: list[nn.Module] = []
+    call = {"input_ids": ids_1T, "position_ids": torch.zeros_like(ids_1T), "layout": asked}
+    chosen, model.config._attn_implementation = model.config._attn_implementation, ATTENTION
+    try:
+        model.base_model(**call)
+    except CANNOT as error:
+        unseen = isinstance(error, RuntimeError) and model.device.type == "meta"
+        return "" if unseen and asked else f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        model.config._attn_implementation = chosen
+    own = layers - len(asked)
+    return f"{own} of {layers} layers compute their attention themselves" if own > 0 else ""
 
 
 class Forward:
@@ -96,6 +143,7 @@ class Forward:
         self.start_id = start_id if start_id is not None else 0  # only an encoder-decoder has one
         self.head = _head_of(model) if family != "seq2seq" else model
         self.mean_pooling = model.config.to_dict().get("classifier_pooling") == "mean"
+        self.numbered = "position_ids" in inspect.signature(model.base_model.forward).parameters  # else: relative
 
     def nll(
         self, batch: Batch, prompts: Mapping[int, Tensor], heads: Mapping[int, Mapping[str, Tensor]]
@@ -104,9 +152,9 @@ class Forward:
         device = self.model.device
         sources_S = torch.from_numpy(batch.sources_S).to(device)
         targets_S = torch.from_numpy(batch.targets_S).to(device)
-        if isinstance(batch, PaddedBatch):
-            return entry_nll(self._padded_logits(batch, prompts).flatten(0, 1), sources_S, targets_S)
-        hidden_TD = self._flat_hidden(batch, prompts)
+        if self.family == "seq2seq":
+            return entry_nll(self._answers(batch, prompts).flatten(0, 1), sources_S, targets_S)
+        hidden_TD = self._hidden(batch, prompts)
         if self.family == "encoder":
             logits_SC = self._class_logits(batch, hidden_TD, heads)
             return entry_nll(logits_SC, torch.arange(len(logits_SC), device=device), targets_S)
@@ -117,9 +165,9 @@ class Forward:
     def logits(self, batch: Batch, prompts: Mapping[int, Tensor], heads: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
         """Logits at the source of every supervised entry, `(S, V)` or `(S, classes)` float32."""
         sources_S = torch.from_numpy(batch.sources_S).to(self.model.device)
-        if isinstance(batch, PaddedBatch):
-            return self._padded_logits(batch, prompts).flatten(0, 1)[sources_S].float()
-        hidden_TD = self._flat_hidden(batch, prompts)
+        if self.family == "seq2seq":
+            return self._answers(batch, prompts).flatten(0, 1)[sources_S].float()
+        hidden_TD = self._hidden(batch, prompts)
         if self.family == "encoder":
             return self._class_logits(batch, hidden_TD, heads).float()
         return self._token_logits(hidden_TD[sources_S]).float()
@@ -128,52 +176,66 @@ class Forward:
         """The model's own embedding, with whatever scaling belongs to it."""
         return self.model.get_input_embeddings()(ids.to(self.model.device))
 
-    def _flat_hidden(self, batch: FlatBatch, prompts: Mapping[int, Tensor]) -> Tensor:
+    def _hidden(self, batch: Batch, prompts: Mapping[int, Tensor]) -> Tensor:
+        """(T, D): the backbone's last hidden rows, those of a padded batch one sequence after another (T = B · L)."""
+        call = self._flat_call(batch, prompts) if isinstance(batch, FlatBatch) else self._padded_call(batch, prompts)
+        if self.family == "causal":
+            call["use_cache"] = False
+        return self.model.base_model(**call).last_hidden_state.flatten(0, 1)
+
+    def _flat_call(self, batch: FlatBatch, prompts: Mapping[int, Tensor]) -> dict[str, Any]:
         device = self.model.device
         tokens_T = torch.from_numpy(batch.tokens_T).to(device)
         positions_T = torch.from_numpy(batch.positions_T).to(device) + self.position_offset
         call: dict[str, Any] = {"position_ids": positions_T[None]}
         call["layout"] = layout(batch.positions_T, self.family == "causal", device)
-        if prompts:
-            call["inputs_embeds"] = embed_with_prompts(tokens_T, batch.ranges, prompts, self.embed)[None]
-        else:
-            call["input_ids"] = tokens_T[None]
-        if self.family == "causal":
-            call["use_cache"] = False
-        return self.model.base_model(**call).last_hidden_state[0]
+        return call | self._tokens(tokens_T[None], batch.ranges, prompts)
+
+    def _padded_call(self, batch: PaddedBatch, prompts: Mapping[int, Tensor]) -> dict[str, Any]:
+        """Sequences on the left, what is behind their ends masked; positions given where the model takes any."""
+        device = self.model.device
+        source_BL = torch.from_numpy(batch.source_BL).to(device)
+        rows, width = source_BL.shape
+        lengths_B = torch.from_numpy(batch.source_lengths_B).to(device)
+        places_L = torch.arange(width, device=device)
+        call: dict[str, Any] = {"attention_mask": (places_L < lengths_B[:, None]).long()}
+        if self.numbered:
+            call["position_ids"] = (places_L + self.position_offset).expand(rows, width)
+        ranges = [(slot, start * width, stop * width) for slot, start, stop in batch.ranges]
+        return call | self._tokens(source_BL, ranges, prompts)
+
+    def _tokens(
+        self, tokens_BL: Tensor, ranges: Sequence[tuple[int, int, int]], prompts: Mapping[int, Tensor]
+    ) -> dict[str, Any]:
+        if not prompts:
+            return {"input_ids": tokens_BL}
+        embedded = embed_with_prompts(tokens_BL.flatten(), ranges, prompts, self.embed)
+        return {"inputs_embeds": embedded.view(*tokens_BL.shape, -1)}
 
     def _token_logits(self, hidden_UD: Tensor) -> Tensor:
         return self.head(inputs_embeds=hidden_UD[None], use_cache=False).logits[0]
 
-    def _class_logits(self, batch: FlatBatch, hidden_TD: Tensor, heads: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
-        """(S, classes): one pooled row a segment, each through its own slot's head."""
+    def _class_logits(self, batch: Batch, hidden_TD: Tensor, heads: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
+        """(S, classes): one pooled row a segment, each through its own slot's head, in float32 as heads are trained."""
         starts = torch.from_numpy(batch.sources_S).to(hidden_TD.device)
+        pooled_SD = hidden_TD.index_select(0, starts)
         if self.mean_pooling:
-            lengths = torch.diff(starts, append=starts.new_tensor([len(hidden_TD)]))
-            pooled_SD = torch.stack([piece.mean(0) for piece in hidden_TD.split(lengths.tolist())])
-        else:
-            pooled_SD = hidden_TD.index_select(0, starts)
-        logits = []
+            ends = np.append(batch.sources_S[1:], len(hidden_TD))
+            lengths = batch.source_lengths_B if isinstance(batch, PaddedBatch) else ends - batch.sources_S
+            places = zip(batch.sources_S.tolist(), lengths.tolist(), strict=True)
+            pooled_SD = torch.stack([hidden_TD[start : start + length].mean(0) for start, length in places])
+        logits, given = [], {name: p.float() for name, p in self.head.named_parameters()}
         for slot, start, stop in batch.ranges:
-            first, last = np.searchsorted(batch.sources_S, [start, stop])
-            rows = {"inputs_embeds": pooled_SD[first:last, None]}
-            logits.append(functional_call(self.head, dict(heads.get(slot, {})), (), rows).logits)
+            first, last = np.searchsorted(batch.sources_S, [start * batch.width, stop * batch.width])
+            rows = {"inputs_embeds": pooled_SD[first:last, None].float()}
+            logits.append(functional_call(self.head, given | dict(heads.get(slot, {})), (), rows).logits)
         return torch.cat(logits)
 
-    def _padded_logits(self, batch: PaddedBatch, prompts: Mapping[int, Tensor]) -> Tensor:
-        """(B, M, V): the whole model, teacher-forced: the decoder reads the targets one place to the right."""
-        device = self.model.device
-        source_BL = torch.from_numpy(batch.source_BL).to(device)
-        lengths_B = torch.from_numpy(batch.source_lengths_B).to(device)
-        mask_BL = torch.arange(source_BL.shape[1], device=device) < lengths_B[:, None]
-        targets_BM = torch.from_numpy(batch.targets_BM).to(device).clamp(min=0)
+    def _answers(self, batch: Batch, prompts: Mapping[int, Tensor]) -> Tensor:
+        """(B, M, V): a whole encoder-decoder, teacher-forced: the decoder reads the targets one place to the right."""
+        assert isinstance(batch, PaddedBatch)
+        targets_BM = torch.from_numpy(batch.targets_BM).to(self.model.device).clamp(min=0)
         start_B1 = targets_BM.new_full((len(targets_BM), 1), self.start_id)
-        call: dict[str, Any] = {"decoder_input_ids": torch.cat([start_B1, targets_BM[:, :-1]], 1)}
-        if prompts:
-            width = source_BL.shape[1]
-            ranges = [(slot, start * width, stop * width) for slot, start, stop in batch.ranges]
-            embedded = embed_with_prompts(source_BL.flatten(), ranges, prompts, self.embed)
-            call["inputs_embeds"] = embedded.view(*source_BL.shape, -1)
-        else:
-            call["input_ids"] = source_BL
-        return self.model(attention_mask=mask_BL.long(), use_cache=False, **call).logits
+        call = self._padded_call(batch, prompts)
+        call["decoder_input_ids"] = torch.cat([start_B1, targets_BM[:, :-1]], 1)
+        return self.model(use_cache=False, **call).logits

@@ -108,7 +108,8 @@ class LoraLinear(nn.Module):
         """(start, stop, scale, dropout mask) and A, B of every slot with rows here."""
         turn, parts, tensors = self.turn, [], []
         scale_up, rest = divmod(len(rows), turn.units)
-        if rest:
+        alone = len(turn.ranges) == 1 and turn.ranges[0][1:] == (0, turn.units)  # then all rows a layer may see are its
+        if not alone and (rest or (turn.keys and len(rows) not in turn.keys)):
             raise ValueError(
                 f"layer {self.name} sees {len(rows)} rows for {turn.units} units: whose they are is not known"
             )
@@ -116,10 +117,11 @@ class LoraLinear(nn.Module):
             adapter = self.adapters.get(slot)
             if adapter is None:
                 continue
-            start, stop = start * scale_up, stop * scale_up
+            start, stop = (0, len(rows)) if alone else (start * scale_up, stop * scale_up)
             mask = None
             if adapter.dropout and turn.steps is not None:
-                keys = turn.keys[len(rows)][start:stop]
+                named = turn.keys.get(len(rows))  # rows that are no tokens (relative positions) have a number only
+                keys = torch.arange(len(rows), device=rows.device) if named is None else named[start:stop]
                 mask = dropout_mask(
                     keys, rows.shape[1], adapter.dropout, mix(adapter.seed, f"{turn.steps[slot]}.{self.name}")
                 )

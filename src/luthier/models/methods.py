@@ -10,18 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from luthier.data.batches import FlatBatch, PaddedBatch
+from luthier.data.batches import FlatBatch, Share, flat_batches, padded_batches
 from luthier.errors import ModelError, did_you_mean
 from luthier.models.base import Base
-from luthier.models.forward import ATTENTION, Batch, Forward, probe
+from luthier.models.forward import ATTENTION, CANNOT, Batch, Forward, alone, keeps_its_attention, probes
 from luthier.models.lora import LoraLinear, Turn
 from luthier.models.slots import PROMPT, Method, Slot, full_slot, inside, lora_slot, prompt_slot
 from luthier.spec import Full, Lora, PromptTuning, QLora
@@ -30,7 +31,13 @@ PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02
 
 
 class Tuned:
-    """A base with its slots. `model.forward` outside of `speaking` is not meaningful: ask here."""
+    """A base with its slots. `model.forward` outside of `speaking` is not meaningful: ask here.
+
+    `layout` is how rows lie in a micro-batch; `note` says for a person why not flat, where one would expect it.
+    """
+
+    layout: Literal["flat", "padded"]
+    note: str
 
     def __init__(self, base: Base, slots: list[Slot], turn: Turn) -> None:
         self.base = base
@@ -41,6 +48,13 @@ class Tuned:
         self._heads = {s.index: s.head() for s in slots}
         self._attention = base.model.config._attn_implementation
         self._forward = Forward(base.model, base.family, base.position_offset, base.decoder_start_token_id)
+        self.layout, self.note = "padded" if base.family == "seq2seq" else "flat", ""
+
+    def lay_out(self, shares: Sequence[Share], budget: int) -> Iterator[Batch]:
+        """Micro-batches of at most `budget` tokens in the form this base takes."""
+        if self.layout == "flat":
+            return flat_batches(shares, budget)
+        return padded_batches(shares, budget, self.base.pad_token_id, paired=self.base.family == "seq2seq")
 
     def nll(self, batch: Batch, steps: Mapping[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood `(S,)` and arg-max `(S,)` of the batch's entries.
@@ -57,30 +71,57 @@ class Tuned:
         return self._forward.logits(batch, self._prompts, self._heads)
 
     def prove(self) -> None:
-        """Compare a flat batch with its rows alone through the unmodified model. Raises ModelError where they differ.
+        """Lay rows flat where that computes what each row alone gives through the unmodified model, else padded.
 
-        Whether a family's attention can be given from outside shows in what it computes, not in its name.
+        Whether a family's attention can be given from outside shows in what its layers do and in what they compute, not
+        in its name; a model without numbers shows only the first. Raises ModelError where padded rows differ too, or
+        where slots cannot be told apart.
         """
-        if self.base.family == "seq2seq" or self.base.model.device.type == "meta":
+        if self.base.family == "seq2seq":
             return
-        with self.speaking(None):
-            rows, alone = probe(self.base.family, self.base.model)
-        try:
-            together = self.logits(rows)
-            difference = float((together - alone).abs().max() / alone.abs().max().clamp(min=1.0))
-        except (TypeError, AttributeError, KeyError, RuntimeError, ValueError) as error:
-            difference, reason = float("inf"), f"{type(error).__name__}: {error}".splitlines()[0]
-        else:
-            reason = f"the logits differ by {difference:.1g}"
-        if not difference < PROOF_TOLERANCE[self.base.dtype]:
+        kind, numbers = self.base.facts.model_type, self.base.model.device.type != "meta"
+        with self.speaking(None) as model:
+            reason = keeps_its_attention(model, self.base.facts.layers) or (self._differs() if numbers else "")
+        if reason:
+            self.layout = "padded"
+            self.note = f"{kind} models run padded and share no prefix: they do not take flat batches ({reason})"
+        still = self._differs() if reason and numbers else ""
+        if still:
             raise ModelError(
-                f"{self.base.facts.model_type} models cannot be tuned: they do not take flat batches ({reason})",
+                f"{kind} models cannot be tuned: neither flat nor padded rows compute what a row alone does ({still})",
                 where=self.base.name,
-                hint="families whose attention goes through transformers' AttentionInterface can: Llama, Qwen, BERT, …",
+                hint="Llama, Qwen, Mistral, Gemma, GPT-2, BERT, T5 and many more can: docs/families.md",
             )
+        if len(self.slots) > 1 and numbers:
+            self._divide()
+
+    @torch.no_grad()
+    def _divide(self) -> None:
+        """Send rows of all slots through the model: a layer whose rows are not the batch's cannot tell slots apart."""
+        rows = probes(self.base.family, self.base.model.config.get_text_config().vocab_size)
+        try:
+            for batch in self.lay_out([Share(s.index, rows, 1.0, s.virtual_tokens) for s in self.slots], budget=100):
+                self.nll(batch, {slot.index: 0 for slot in self.slots})
+        except ValueError as error:
+            hint = "train them one at a time, or name other `method.target_modules`"
+            raise ModelError(f"these slots cannot share {self.base.name}: {error}", hint=hint) from error
+
+    def _differs(self) -> str:
+        """How far two rows in the layout at hand are from each alone; empty within rounding."""
+        rows = probes(self.base.family, self.base.model.config.get_text_config().vocab_size)
+        with self.speaking(None) as model:
+            expected = {row.example_id: alone(model, row) for row in rows}
+        try:
+            (batch,) = self.lay_out([Share(-1, rows, 1.0)], budget=100)
+            together = self.logits(batch)
+        except CANNOT as error:
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        separate = torch.stack([expected[name] for name in batch.example_ids])
+        difference = float((together - separate).abs().max() / separate.abs().max().clamp(min=1.0))
+        return "" if difference < PROOF_TOLERANCE[self.base.dtype] else f"the logits differ by {difference:.1g}"
 
     @contextmanager
-    def speaking(self, slot: int | None) -> Iterator[nn.Module]:
+    def speaking(self, slot: int | None) -> Iterator[PreTrainedModel]:
         """The model ready for `generate` and cached forwards: every row belongs to `slot`, or to the bare base."""
         self.turn.ranges = () if slot is None else ((slot, 0, 1),)
         self.turn.units, self.turn.steps = 1, None
@@ -153,8 +194,8 @@ class Tuned:
 def attach(base: Base, methods: Sequence[Method], seeds: Sequence[int]) -> Tuned:
     """Hang one slot a method on the base. LoRA and prompts may share a base; full tuning stands alone.
 
-    Raises ModelError for methods that cannot share a base, unknown target modules, or a base that cannot take flat
-    batches (`Tuned.prove`).
+    Raises ModelError for methods that cannot share a base, unknown target modules, or a base that cannot be tuned
+    (`Tuned.prove`, which chooses the layout).
     """
     full = any(isinstance(method, Full) for method in methods)
     if full and len(methods) > 1:
@@ -230,7 +271,7 @@ def _silence_dropout(layer: nn.Module) -> None:
             setattr(layer, name, 0.0)
 
 
-def _row_keys(batch: FlatBatch | PaddedBatch, device: torch.device) -> dict[int, Tensor]:
+def _row_keys(batch: Batch, device: torch.device) -> dict[int, Tensor]:
     """Names of rows for dropout, by how many rows a layer sees."""
     tables = [batch.keys_T] if isinstance(batch, FlatBatch) else [batch.keys_BM, batch.keys_BL]
     return {table.size: torch.from_numpy(table.reshape(-1)).to(device, torch.int32) for table in tables}

@@ -20,12 +20,9 @@ import numpy as np
 import torch
 
 from luthier.data.batches import (
-    PaddedBatch,
     Share,
     epoch_order,
-    flat_batches,
     grouped_order,
-    padded_batches,
     stored_tokens,
     trained_entries,
 )
@@ -114,10 +111,8 @@ def train(
 
 
 def lay_out(tuned: Tuned, shares: Sequence[Share], budget: int) -> Iterator[Batch]:
-    """Micro-batches in the form the family takes."""
-    if tuned.base.family == "seq2seq":
-        return padded_batches(shares, budget, tuned.base.tokenizer.pad_token_id)
-    return flat_batches(shares, budget)
+    """Micro-batches in the form the base takes."""
+    return tuned.lay_out(shares, budget)
 
 
 def validation_loss(
@@ -211,11 +206,8 @@ def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], budget
 def _losses_by_slot(batch: Batch, weighted_S: torch.Tensor) -> dict[int, float]:
     """Each slot's part of the sum: entries belong to the slot in whose range their source lies."""
     values = weighted_S.double().cpu().numpy()
-    width = batch.targets_BM.shape[1] if isinstance(batch, PaddedBatch) else 1
-    return {
-        slot: float(values[(batch.sources_S >= start * width) & (batch.sources_S < stop * width)].sum())
-        for slot, start, stop in batch.ranges
-    }
+    unit_S = batch.sources_S // batch.width
+    return {slot: float(values[(unit_S >= start) & (unit_S < stop)].sum()) for slot, start, stop in batch.ranges}
 
 
 def _update(lane: Lane, seconds: float) -> Iterator[Event]:
