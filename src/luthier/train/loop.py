@@ -40,6 +40,7 @@ from luthier.spec import Training, batches_per_epoch, steps_per_epoch
 from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress
 from luthier.train.optimizer import SlotOptimizer
+from luthier.train.ranks import ALONE, Ranks
 
 BAD_STEPS_IN_A_ROW = 3
 TOKEN_BUDGET = 4096
@@ -81,7 +82,11 @@ class Asked(Exception):
 
 
 def train(
-    tuned: Tuned, jobs: Sequence[Job], stop: Callable[[], bool] = lambda: False, budget: int = TOKEN_BUDGET
+    tuned: Tuned,
+    jobs: Sequence[Job],
+    stop: Callable[[], bool] = lambda: False,
+    budget: int = TOKEN_BUDGET,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Train slot i of `tuned` on job i until every job has finished; afterwards each slot holds its best weights.
 
@@ -90,27 +95,30 @@ def train(
     of stored tokens that fit in a micro-batch; it changes no result beyond float32 rounding (but for full tuning of a
     base with dropout, whose draws follow the micro-batches).
 
+    Of several processes (`ranks`) each calls this with the same jobs; all see the same events, rank 0 saves.
+
     Raises TrainingError where a checkpoint does not fit or the disk is full.
     """
     lanes = [_lane(slot, job) for slot, job in zip(tuned.slots, jobs, strict=True)]
     if any(lane.job.training.gradient_checkpointing for lane in lanes):
         tuned.checkpoint_activations()
+    stop = ranks.together(stop)
     for lane in lanes:
-        yield from _begin(lane)
+        yield from _begin(lane, ranks)
     try:
         for lane in lanes:
-            yield from _look_back(tuned, lane, stop, budget)
+            yield from _look_back(tuned, lane, stop, budget, ranks)
         while turn := [lane for lane in lanes if lane.live]:
             started = time.monotonic()
-            _accumulate(tuned, turn, stop, budget)
+            _accumulate(tuned, turn, stop, budget, ranks)
             for lane in turn:
                 yield from _update(lane, time.monotonic() - started)
             for lane in turn:
-                yield from _look_back(tuned, lane, stop, budget)
+                yield from _look_back(tuned, lane, stop, budget, ranks)
     except Asked:
         for lane in lanes:
             if lane.live:
-                yield from _halt(lane)
+                yield from _halt(lane, ranks)
 
 
 def lay_out(tuned: Tuned, shares: Sequence[Share], budget: int) -> Iterator[Batch]:
@@ -126,16 +134,20 @@ def validation_loss(
     rows: Sequence[Encoded],
     stop: Callable[[], bool] = lambda: False,
     budget: int = TOKEN_BUDGET,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Mean negative log-likelihood per trained token (per example for classes). Raises Asked when `stop` says yes."""
-    share = _share(slot, rows, share_prefixes=True)
-    total = 0.0
+    part = ranks.part([_share(slot, rows, share_prefixes=True)])
+    total, asked = 0.0, False
     with torch.no_grad():
-        for batch in lay_out(tuned, [share], budget):
-            if stop():
-                raise Asked
+        for batch in ranks.in_step(lay_out(tuned, part, budget)):
+            if asked := stop():
+                break
             nll_S, _ = tuned.nll(batch)
             total += float(nll_S.double() @ torch.from_numpy(batch.weights_S).to(nll_S.device).double())
+    total, wishes = ranks.sum([total, asked])
+    if wishes:
+        raise Asked
     return total
 
 
@@ -152,9 +164,9 @@ def _lane(slot: Slot, job: Job) -> Lane:
     return Lane(slot, job, SlotOptimizer(slot, training, steps), epoch_steps, steps, Progress())
 
 
-def _begin(lane: Lane) -> Iterator[Event]:
+def _begin(lane: Lane, ranks: Ranks) -> Iterator[Event]:
     job = lane.job
-    found, complaints = checkpoint.newest(job.checkpoints)
+    found, complaints = ranks.by_lead(lambda: checkpoint.newest(job.checkpoints))
     for complaint in complaints:
         yield Noted(job.run, 0, time.time(), "checkpoint", complaint)
     if found is not None:
@@ -186,26 +198,33 @@ def _share(slot: Slot, rows: Sequence[Encoded], share_prefixes: bool) -> Share:
     return Share(slot.index, rows, 1 / max(1, entries), slot.virtual_tokens, share_prefixes)
 
 
-def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], budget: int) -> None:
-    """Gradients and losses of one update for every lane. Raises Asked when `stop` says yes."""
+def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], budget: int, ranks: Ranks) -> None:
+    """Gradients and losses of one update for every lane. Raises Asked when `stop` says yes, in any process."""
     shares = []
     for lane in turn:
         rows = _examples(lane)
         sharing = lane.job.training.share_prefixes and not tuned.full
         shares.append(_share(lane.slot, rows, sharing))
-        lane.loss, lane.tokens = 0.0, stored_tokens(rows, share_prefixes=False)
-    lane_of = {lane.slot.index: lane for lane in turn}
-    steps = {slot: lane.progress.step for slot, lane in lane_of.items()}
-    for micro, batch in enumerate(lay_out(tuned, shares, budget)):
-        if stop():
-            raise Asked
+        lane.tokens = stored_tokens(rows, share_prefixes=False)
+    losses = {lane.slot.index: 0.0 for lane in turn}
+    steps = {lane.slot.index: lane.progress.step for lane in turn}
+    asked = False
+    for micro, batch in enumerate(ranks.in_step(lay_out(tuned, ranks.part(shares), budget))):
+        if asked := stop():
+            break
         if tuned.full:  # the base's own dropout draws from torch's global state: seeded here, nothing to save
-            torch.manual_seed(mix(turn[0].job.seed, f"{turn[0].progress.step}.{micro}"))
+            torch.manual_seed(mix(turn[0].job.seed, f"{turn[0].progress.step}.{micro * ranks.count + ranks.rank}"))
         nll_S, _ = tuned.nll(batch, steps)
         weighted_S = nll_S * torch.from_numpy(batch.weights_S).to(nll_S.device)
         weighted_S.sum().backward()
         for slot, loss in _losses_by_slot(batch, weighted_S.detach()).items():
-            lane_of[slot].loss += loss
+            losses[slot] += loss
+    wishes, *summed = ranks.sum([asked, *losses.values()])  # what all hear, before any of them goes on
+    if wishes:
+        raise Asked
+    ranks.sum_gradients([lane.slot for lane in turn])
+    for lane, loss in zip(turn, summed, strict=True):
+        lane.loss = loss
 
 
 def _losses_by_slot(batch: Batch, weighted_S: torch.Tensor) -> dict[int, float]:
@@ -241,7 +260,9 @@ def _update(lane: Lane, seconds: float) -> Iterator[Event]:
         yield Finished(job.run, after.step, time.time(), "failed", reason)
 
 
-def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int) -> Iterator[Event]:
+def _look_back(
+    tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int, ranks: Ranks
+) -> Iterator[Event]:
     """After an update: evaluate, save, finish, where due. Done once an update, also when stopped in between."""
     if not lane.live or lane.progress.looked_back:
         return
@@ -249,7 +270,7 @@ def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int) 
     last = step == lane.steps
     better = False
     if lane.job.validation and (last or step % (training.evaluate_every or lane.epoch_steps) == 0):
-        loss = validation_loss(tuned, lane.slot, lane.job.validation, stop, budget)
+        loss = validation_loss(tuned, lane.slot, lane.job.validation, stop, budget, ranks)
         best = lane.progress.best_loss
         better = math.isfinite(loss) and (best is None or loss < best)
         if better:
@@ -260,7 +281,7 @@ def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int) 
     lane.progress = replace(lane.progress, looked_back=True)
     spent = _out_of_patience(lane)
     if last or spent or better or step % (training.save_every or lane.epoch_steps) == 0:
-        yield _save(lane)
+        yield _save(lane, ranks)
     if last or spent:
         yield from _finish(lane)
 
@@ -270,17 +291,20 @@ def _out_of_patience(lane: Lane) -> bool:
     return patience is not None and lane.progress.worse >= patience
 
 
-def _save(lane: Lane) -> Saved:
-    folder, progress = lane.job.checkpoints, lane.progress
-    path = checkpoint.save(folder, progress, lane.slot.tensors(), lane.optimizer.state())
-    checkpoint.rotate(folder, {progress.step} | ({progress.best_step} if progress.best_step else set()))
-    return Saved(lane.job.run, progress.step, time.time(), str(path))
+def _save(lane: Lane, ranks: Ranks) -> Saved:
+    def save() -> Path:
+        folder, progress = lane.job.checkpoints, lane.progress
+        path = checkpoint.save(folder, progress, lane.slot.tensors(), lane.optimizer.state())
+        checkpoint.rotate(folder, {progress.step} | ({progress.best_step} if progress.best_step else set()))
+        return path
+
+    return Saved(lane.job.run, lane.progress.step, time.time(), str(ranks.by_lead(save)))
 
 
-def _halt(lane: Lane) -> Iterator[Event]:
+def _halt(lane: Lane, ranks: Ranks) -> Iterator[Event]:
     lane.live = False
     lane.optimizer.zero()
-    yield _save(lane)
+    yield _save(lane, ranks)
     yield Finished(
         lane.job.run, lane.progress.step, time.time(), "stopped", "asked to stop; the same command continues"
     )
