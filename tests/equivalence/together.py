@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -51,9 +52,11 @@ def _child(work: Callable[[Ranks], Any], sharded: bool, said: dict[str, Any], an
     torch.set_num_threads(1)
     try:
         with joined(sharded) as ranks:
-            answer.send((work(ranks), None))
+            answer.send_bytes(
+                pickle.dumps((work(ranks), None))
+            )  # `send` would share a tensor's memory, which ends with us
     except BaseException:
-        answer.send((None, traceback.format_exc()))
+        answer.send_bytes(pickle.dumps((None, traceback.format_exc())))
     os._exit(0)  # no farewell of pytest's in a copy of it
 
 
@@ -61,6 +64,6 @@ def _heard(hear: Any) -> tuple[Any, str | None]:
     if not hear.poll(SECONDS):
         return None, f"no answer within {SECONDS} s: the processes wait for each other"
     try:
-        return hear.recv()
+        return pickle.loads(hear.recv_bytes())
     except EOFError:
         return None, "a process ended without a word"

@@ -260,9 +260,7 @@ def _update(lane: Lane, seconds: float) -> Iterator[Event]:
         yield Finished(job.run, after.step, time.time(), "failed", reason)
 
 
-def _look_back(
-    tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int, ranks: Ranks
-) -> Iterator[Event]:
+def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int, ranks: Ranks) -> Iterator[Event]:
     """After an update: evaluate, save, finish, where due. Done once an update, also when stopped in between."""
     if not lane.live or lane.progress.looked_back:
         return

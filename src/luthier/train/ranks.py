@@ -9,9 +9,9 @@ its part; a slot's weights are 1 / (trained tokens of the whole step), so one su
 the gradient of the step, with the same bits everywhere. All clip and step with it, and stay equal without ever sending
 a parameter.
 
-Nobody leaves alone. A process that is asked to stop drops the rest of its part and says so where all meet, at the end of
-the update or evaluation: then all stop. (One that left by itself would keep the others waiting for ever:
-pocket-tts#277.) A process that dies is noticed by the others at the next meeting.
+Nobody leaves alone. A process that is asked to stop drops the rest of its part and says so where all meet, at the end
+of the update or evaluation: then all stop. (One that left by itself would keep the others waiting for ever:
+pocket-tts#277.) A process that dies is missed by the others at the next meeting.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Ranks:
         return total.tolist()
 
     def sum_gradients(self, slots: Sequence[Slot]) -> None:
-        """Make the gradients of this process's part those of the whole step, in place, with the same bits everywhere."""
+        """Make the gradients of this part those of the whole step, in place, with the same bits in every process."""
         if self.count == 1:
             return
         with _meeting():
