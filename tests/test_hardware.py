@@ -66,3 +66,13 @@ def test_no_limit_is_no_limit(tmp_path: Path):
 def test_a_gpu():
     found = hardware.machine("cuda")
     assert found.count >= 1 and found.memory_bytes > 2**30 and found.dtype in ("bfloat16", "float32")
+
+
+def test_graphics_cards_are_those_this_process_may_use(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert hardware.graphics_cards({}, tmp_path) == 3
+    assert hardware.graphics_cards({"CUDA_VISIBLE_DEVICES": "0,2"}, tmp_path) == 2
+    assert hardware.graphics_cards({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == 0
+    assert hardware.graphics_cards({"LUTHIER_DEVICE": "cpu"}, tmp_path) == 0
+    assert hardware.graphics_cards({"LUTHIER_DEVICE": "cuda"}, tmp_path / "absent") == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,6 +53,15 @@ def machine(device: str | None = None) -> Machine:
     if kind == "mps":
         return Machine("mps", 1, int(torch.mps.recommended_max_memory()), cores(), _processor(), "float32")
     return Machine("cpu", 1, memory(), cores(), _processor(), "float32")
+
+
+def graphics_cards(environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
+    """How many NVIDIA cards a process of that environment may use, found without torch; 0 where the CPU is wished."""
+    if environment.get("LUTHIER_DEVICE", "cuda") != "cuda":
+        return 0
+    there = len(list(devices.glob("nvidia[0-9]*")))
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    return there if visible is None else min(there, len([card for card in visible.split(",") if card.strip()]))
 
 
 def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:

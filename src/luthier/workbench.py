@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,13 @@ class Bench:
     cut: int
 
 
-def of_run(run: Run) -> Bench:
-    """The bench of a run, from its folder and the data set it names. Raises ModelError if its base has changed."""
+def of_run(run: Run, shard: Callable[[Any], None] | None = None) -> Bench:
+    """The bench of a run, from its folder and the data set it names. Raises ModelError if its base has changed.
+
+    `shard` lays the base over the run's processes, where it needs to be.
+    """
     experiment, dataset = experiment_of(run), dataset_of(run)
-    loaded = base.load(experiment.model, experiment.method, dataset.labels)
+    loaded = base.load(experiment.model, experiment.method, dataset.labels, shard=shard)
     _same_base(run, loaded)
     return _laid(experiment, dataset, loaded)
 
@@ -243,12 +246,19 @@ def base_of(run: Run) -> Tuned:
     return alone
 
 
-def _exceeds_one_device(model: spec.Model) -> bool:
-    """Whether a base's weights alone fill a device, so that it must be spread to be asked anything."""
+def must_shard(run: Run) -> bool:
+    """Whether the run's frozen base leaves no room to train beside it, so that its processes must share its layers."""
+    experiment = experiment_of(run)
+    alike = isinstance(experiment.method, spec.Lora | spec.PromptTuning)  # not quantized, which FSDP2 cannot cut
+    return alike and _exceeds_one_device(experiment.model, 0.7)
+
+
+def _exceeds_one_device(model: spec.Model, share: float = 0.9) -> bool:
+    """Whether a base's weights alone fill that share of a device."""
     machine = hardware.machine()
     width = 4 if (machine.dtype if model.dtype == "auto" else model.dtype) == "float32" else 2
     weights = facts.inspect(model.name, model.revision).parameters * width
-    return machine.device != "cpu" and weights > 0.9 * machine.memory_bytes
+    return machine.device != "cpu" and weights > share * machine.memory_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from luthier.models.methods import Method, Tuned, attach
 from luthier.runs import Evaluated, Event, Finished, Saved, Stepped
 from luthier.train.loop import Job, train
 from luthier.train.ranks import Ranks
-from tests.equivalence.together import together
 from tests.equivalence.workbench import LORA, PROMPT, Tiny, assert_close, load, rows
 from tests.tiny import family
+from tests.together import together
 
 DROPOUT = spec.Lora(rank=2, alpha=2, dropout=0.3, target_modules=("q_proj", "v_proj"))
 ALONE = spec.Training(

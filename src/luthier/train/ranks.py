@@ -60,6 +60,10 @@ class Ranks:
         """Whether this process writes the run's folder."""
         return self.rank == 0
 
+    def sharing_layers(self) -> Ranks:
+        """The same processes, about to share the base's layers (`shard`); one alone has nobody to share with."""
+        return replace(self, sharded=self.count > 1)
+
     def part(self, shares: Sequence[Share]) -> list[Share]:
         """This process's part of a step; where layers are spread never nothing, but an example worth nothing."""
         if self.count == 1:
@@ -141,7 +145,7 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined(sharded: bool = False, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     """The processes that torchrun started, or this one alone; each has its own device (NCCL there, gloo on a CPU)."""
     if int(environment.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -152,7 +156,7 @@ def joined(sharded: bool = False, environment: Mapping[str, str] = os.environ) -
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         control = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), sharded, control)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), control=control)
     finally:
         dist.destroy_process_group()
 

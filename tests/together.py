@@ -18,13 +18,20 @@ SECONDS = 60
 
 
 def together(count: int, work: Callable[[Ranks], Any], sharded: bool = False) -> list[Any]:
-    """What `work` gives in each of `count` processes, by rank; in this process where it is one. Errors are raised here.
+    """What `work` gives in each of `count` processes that have joined, by rank; in this process where it is one."""
+
+    def join() -> Any:
+        with joined() as ranks:
+            return work(ranks.sharing_layers() if sharded else ranks)
+
+    return processes(count, join) if count > 1 else [join()]
+
+
+def processes(count: int, work: Callable[[], Any]) -> list[Any]:
+    """What `work` gives in each of `count` processes with torchrun's environment, by rank. Errors are raised here.
 
     The processes are forked: `work` may be any function and use what is in memory, torch is not imported again.
     """
-    if count == 1:
-        with joined(environment={}) as ranks:
-            return [work(ranks)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -33,7 +40,7 @@ def together(count: int, work: Callable[[Ranks], Any], sharded: bool = False) ->
     children = []
     for rank, (_, answer) in enumerate(pipes):
         said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        children.append(fork.Process(target=_child, args=(work, sharded, said, answer)))
+        children.append(fork.Process(target=_child, args=(work, said, answer)))
         children[-1].start()
         answer.close()
     try:
@@ -47,16 +54,14 @@ def together(count: int, work: Callable[[Ranks], Any], sharded: bool = False) ->
     return [answer for answer, _ in answers]
 
 
-def _child(work: Callable[[Ranks], Any], sharded: bool, said: dict[str, Any], answer: Any) -> None:
+def _child(work: Callable[[], Any], said: dict[str, Any], answer: Any) -> None:
     os.environ.update({name: str(value) for name, value in said.items()})
     torch.set_num_threads(1)
     try:
-        with joined(sharded) as ranks:
-            answer.send_bytes(
-                pickle.dumps((work(ranks), None))
-            )  # `send` would share a tensor's memory, which ends with us
+        told = pickle.dumps((work(), None))  # pickled here: `send` would share a tensor's memory, which ends with us
     except BaseException:
-        answer.send_bytes(pickle.dumps((None, traceback.format_exc())))
+        told = pickle.dumps((None, traceback.format_exc()))
+    answer.send_bytes(told)
     os._exit(0)  # no farewell of pytest's in a copy of it
 
 
