@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from luthier.data.batches import FlatBatch, PaddedBatch, Share, flat_batches
 from luthier.data.examples import Encoded
+from luthier.models import flex
 from luthier.models.attention import attend, layout
 from luthier.models.loss import entry_nll, supervised_nll
 from luthier.models.prompt import embed_with_prompts
@@ -38,7 +39,8 @@ def _attention(
     """transformers' attention interface: (1, H, T, d) in, (1, T, H, d) out. `layout` was given to the model's call."""
     scaling, dropout = said.get("scaling"), said.get("dropout", 0.0)
     window, softcap = said.get("sliding_window"), said.get("softcap")
-    return attend(query[0], key[0], value[0], said["layout"], scaling, dropout, window, softcap)[None], None
+    attending = flex.attend if isinstance(said["layout"], flex.Intervals) else attend
+    return attending(query[0], key[0], value[0], said["layout"], scaling, dropout, window, softcap)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -95,6 +97,7 @@ class Forward:
         self.position_offset = position_offset
         self.start_id = start_id if start_id is not None else 0  # only an encoder-decoder has one
         self.head = _head_of(model) if family != "seq2seq" else model
+        self.fused = model.device.type == "cuda"  # one kernel for the whole row (`flex.py`), or one call a segment
         self.mean_pooling = model.config.to_dict().get("classifier_pooling") == "mean"
 
     def nll(
@@ -133,7 +136,10 @@ class Forward:
         tokens_T = torch.from_numpy(batch.tokens_T).to(device)
         positions_T = torch.from_numpy(batch.positions_T).to(device) + self.position_offset
         call: dict[str, Any] = {"position_ids": positions_T[None]}
-        call["layout"] = layout(batch.positions_T, self.family == "causal", device)
+        if self.fused:
+            call["layout"] = flex.Intervals(self.family == "causal", batch.positions_T, batch.ends_T, device)
+        else:
+            call["layout"] = layout(batch.positions_T, self.family == "causal", device)
         if prompts:
             call["inputs_embeds"] = embed_with_prompts(tokens_T, batch.ranges, prompts, self.embed)[None]
         else:
