@@ -190,7 +190,7 @@ def measure(case: Case, engines: Sequence[str], rounds: int) -> dict:
             child.close()
         rate = max(rate, machine.matrix_rate())
     whole = {engine: answers for engine, answers in told.items() if engine not in skipped}
-    used = good if len(good) > 1 else list(range(1, len(told["luthier"])))
+    used = good if len(good) >= min(2, rounds) else list(range(1, len(told["luthier"])))
     result = {
         "machine": facts,
         "matrix_gflops": round(rate / 1e9, 1),
