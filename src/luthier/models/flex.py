@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,10 +129,13 @@ def _rule(where: Intervals, starts_T: np.ndarray, window: int | None) -> Callabl
     def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (starts[j] <= i) & (i < ends[j])
 
+    if window is None:
+        return sees
+
     def sees_near(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return sees(batch, head, i, j) & ((positions[i] - positions[j]).abs() < window)
 
-    return sees if window is None else sees_near
+    return sees_near
 
 
 @cache
@@ -145,6 +149,6 @@ def _cap(softcap: float) -> Callable[..., Tensor]:
 
 
 @cache
-def _kernel(device: str) -> Callable[..., Tensor]:
+def _kernel(device: str) -> Callable[..., Any]:
     """The compiled kernel; on a CPU, for tests, the reference, which has no backward pass."""
     return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
