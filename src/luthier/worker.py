@@ -8,6 +8,7 @@ A run may be ended at any moment and carried again: each step finds what an earl
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -17,14 +18,15 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import ownership, redaction, runs
+from luthier import hardware, ownership, redaction, runs
 from luthier.disk import write_json
 from luthier.errors import LuthierError, TrainingError
-from luthier.runs import Evaluated, Finished, Noted, Run
+from luthier.runs import Evaluated, Event, Finished, Noted, Run, Started
 
 if TYPE_CHECKING:
     from luthier.assessment import Exam
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from luthier.workbench import Bench
 
 Stop = Callable[[], bool]
+ENVIRONMENT = "environment.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
@@ -102,12 +105,12 @@ def carry(run: Run, stop: Stop) -> Finished:
     if ownership.stop_asked(run.path):  # it was stopped while this process was starting
         raise Stopped
     _note(run, "progress", "loading the base")
+    neighbours = hardware.Neighbours()  # who else computes here shows while the imports run
     from luthier import assessment, workbench  # heavy from here on: the run is owned already
     from luthier.data import gate
     from luthier.models import adapters, methods
 
-    _share_cores()
-    write_json(run.path / "environment.json", _environment())
+    _choose(run, neighbours)
     bench = workbench.of_run(run)
     for finding in bench.findings:
         _note(run, finding.code, finding.message, finding.rows)
@@ -171,26 +174,29 @@ def _heard(run: Run, doing: str, total: int, stop: Stop) -> Callable[[int], None
 
 def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop) -> Finished:
     """Hand the loop its job; its events go into the folder, but for the end, which comes after the verdict."""
-    from luthier import hardware
+    from luthier import workbench
     from luthier.evaluation import curves
-    from luthier.train import plan
     from luthier.train.loop import Job, train
 
-    experiment, slot = bench.experiment, tuned.slots[0]
-    memory = hardware.machine().memory_bytes
-    training = plan.fitted(experiment, bench.train, bench.base.facts, slot.trainable_parameters, memory)
-    if training.gradient_checkpointing and experiment.training.gradient_checkpointing is None:
+    experiment = bench.experiment
+    fit = workbench.fit(run, bench)
+    if fit.training.gradient_checkpointing and experiment.training.gradient_checkpointing is None:
         _note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
+    budget = int(_choices(run).get("budget") or fit.budget)
+    _keep_choice(run, "budget", budget)
     checkpoints = run.path / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    job = Job(run.id, training, experiment.seed, bench.train, bench.validation, checkpoints)
+    job = Job(run.id, fit.training, experiment.seed, bench.train, bench.validation, checkpoints)
+    told: list[Event] = []
     warned = False
-    for event in train(tuned, [job], stop):
+    for event in train(tuned, [job], stop, budget, partial(_keep_choice, run, "budget")):
         if isinstance(event, Finished):
             return event
         runs.append(run.path, event)
+        told = runs.read_events(run.path) if isinstance(event, Started) else told  # without what is now done again
+        told.append(event)
         if isinstance(event, Evaluated) and not warned:
-            said = curves.overfitting(curves.from_events(runs.read_events(run.path)))
+            said = curves.overfitting(curves.from_events(told))
             if said:
                 _note(run, "overfitting", said, step=event.step)
                 warned = True
@@ -206,21 +212,39 @@ def _go_on(stop: Stop) -> None:
         raise Stopped
 
 
-def _share_cores() -> None:
-    """No more threads than cores that this process may use: torch counts the machine's, not the container's."""
+def _choose(run: Run, neighbours: hardware.Neighbours) -> None:
+    """What is measured and decided once a run, and kept by every later attempt: equal choices give equal bits.
+
+    Written to environment.json under `choices`: `threads`, here; `budget`, the stored tokens of a micro-batch, by
+    `_train`. OMP_NUM_THREADS (`threads` in luthier.toml) is somebody's wish and wins.
+    """
     import torch
 
-    from luthier import hardware
+    kept = _choices(run)
+    said = "OMP_NUM_THREADS" in os.environ
+    threads = neighbours.threads() if said or "threads" not in kept else int(kept["threads"])
+    torch.set_num_threads(threads)
+    write_json(run.path / ENVIRONMENT, _environment() | {"choices": kept | {"threads": threads}})
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), hardware.cores()))
+
+def _choices(run: Run) -> dict[str, Any]:
+    """What earlier attempts chose; nothing in a new run."""
+    try:
+        return dict(json.loads((run.path / ENVIRONMENT).read_text(encoding="utf-8")).get("choices", {}))
+    except FileNotFoundError:
+        return {}
+
+
+def _keep_choice(run: Run, name: str, value: Any) -> None:
+    written = json.loads((run.path / ENVIRONMENT).read_text(encoding="utf-8"))
+    write_json(run.path / ENVIRONMENT, written | {"choices": written["choices"] | {name: value}})
 
 
 def _environment() -> dict[str, Any]:
     """What the figures of this run were made with."""
     import torch
 
-    from luthier import __version__, hardware
+    from luthier import __version__
 
     machine = hardware.machine()
     return {

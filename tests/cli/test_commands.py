@@ -25,7 +25,7 @@ OWN_FLAGS = {
     "schema": set(),
     "prepare": {"--json"},
     "look": {"--rows", "--split", "--set", "--json"},
-    "plan": {"--set", "--json"},
+    "plan": {"--set", "--measure", "--json"},
     "tune": {"--set", "--new", "--json"},
     "stop": set(),
     "resume": {"--json"},

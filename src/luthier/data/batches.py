@@ -63,6 +63,11 @@ class FlatBatch:
     example_ids: tuple[str, ...]
     entries: tuple[np.ndarray, ...]
 
+    @property
+    def stored(self) -> int:
+        """Tokens in memory."""
+        return len(self.tokens_T)
+
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
@@ -84,6 +89,11 @@ class PaddedBatch:
     weights_S: np.ndarray
     example_ids: tuple[str, ...]
     entries: tuple[np.ndarray, ...]
+
+    @property
+    def stored(self) -> int:
+        """Tokens in memory, padding included."""
+        return self.source_BL.size + self.targets_BM.size
 
 
 # ---------------------------------------------------------------------------------------------------------- the order

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from luthier.data.batches import FlatBatch, PaddedBatch, Share, flat_batches
 from luthier.data.examples import Encoded
-from luthier.models.attention import attend, layout
+from luthier.models.attention import Outline, attend, layout
 from luthier.models.loss import entry_nll, supervised_nll
 from luthier.models.prompt import embed_with_prompts
 
@@ -36,6 +36,8 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **said: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: (1, H, T, d) in, (1, T, H, d) out. `layout` was given to the model's call."""
+    if query.is_meta:
+        return Outline.apply(query[0], key[0], value[0], said["layout"])[None], None
     scaling, dropout = said.get("scaling"), said.get("dropout", 0.0)
     window, softcap = said.get("sliding_window"), said.get("softcap")
     return attend(query[0], key[0], value[0], said["layout"], scaling, dropout, window, softcap)[None], None
@@ -123,6 +125,12 @@ class Forward:
         if self.family == "encoder":
             return self._class_logits(batch, hidden_TD, heads).float()
         return self._token_logits(hidden_TD[sources_S]).float()
+
+    def hidden(self, batch: Batch, prompts: Mapping[int, Tensor]) -> Tensor:
+        """What the last layer gives, `(T, D)`; for a padded batch the whole model's logits, `(B, M, V)`."""
+        if isinstance(batch, PaddedBatch):
+            return self._padded_logits(batch, prompts)
+        return self._flat_hidden(batch, prompts)
 
     def embed(self, ids: Tensor) -> Tensor:
         """The model's own embedding, with whatever scaling belongs to it."""
