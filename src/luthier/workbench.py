@@ -158,7 +158,7 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
     """What a run would do, with what the gate and the length policy say among its warnings."""
     experiment, neighbours = resolved.experiment, hardware.Neighbours()
     bench = lay(experiment, dataset, weights=_weights_tell(experiment))
-    tuned, machine = methods.attach(bench.base, [experiment.method], [experiment.seed]), hardware.machine()
+    tuned, machine = _shaped(experiment, bench.base), hardware.machine()
     rates = hardware.rates(machine, neighbours.threads())
     planned = planning.plan(experiment, bench.train, bench.cut, tuned, machine, rates)
     said = [f"{found.code}: {found.message} [{', '.join(found.rows)}]; {found.hint}" for found in bench.findings]
@@ -190,12 +190,19 @@ def _found(experiment: spec.Experiment, dataset: Dataset, planned: Plan, longest
     return {path: value for path, value in every.items() if path in open_ones and value is not None}
 
 
-def fit(run: Run, bench: Bench) -> planning.Fit:
-    """How the run fits into this machine's memory, by formula: counted on its base without numbers."""
+def fit(bench: Bench) -> planning.Fit:
+    """How a run fits into this machine's memory, by formula: counted on its base without numbers."""
     experiment = bench.experiment
-    shapes = base.load(experiment.model, experiment.method, bench.dataset.labels, weights=False)
-    tuned = methods.attach(shapes, [experiment.method], [experiment.seed])
-    return planning.fitted(experiment.training, bench.train, tuned, hardware.machine().memory_bytes)
+    shapes = _shaped(experiment, base.load(experiment.model, experiment.method, bench.dataset.labels, weights=False))
+    return planning.fitted(experiment.training, bench.train, shapes, hardware.machine().memory_bytes)
+
+
+def _shaped(experiment: spec.Experiment, loaded: Base) -> Tuned:
+    """The base with its slot, for their shapes: a soft prompt starts at random, whatever it will start from."""
+    method = experiment.method
+    if isinstance(method, spec.PromptTuning):
+        method = method.model_copy(update={"init_method": "random", "init_text": None})
+    return methods.attach(loaded, [method], [experiment.seed])
 
 
 def measured(resolved: presets.Resolved, dataset: Dataset, planned: Plan, seconds: float = 20.0) -> Plan:

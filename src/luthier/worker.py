@@ -179,7 +179,7 @@ def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop) -> Finished:
     from luthier.train.loop import Job, train
 
     experiment = bench.experiment
-    fit = workbench.fit(run, bench)
+    fit = workbench.fit(bench)
     if fit.training.gradient_checkpointing and experiment.training.gradient_checkpointing is None:
         _note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
     budget = int(_choices(run).get("budget") or fit.budget)

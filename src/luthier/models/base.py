@@ -219,6 +219,8 @@ def _shapes(folder: Path, config: Any, facts: BaseFacts) -> tuple[Any, set[str]]
     """The network without numbers. What an encoder's checkpoint lacks is not known then: nothing is called missing."""
     with torch.device("meta"), quiet():
         network = auto_class(facts.family).from_config(config, trust_remote_code=False)
+    if facts.family == "seq2seq":
+        network.set_attn_implementation("eager")  # the others look at a mask's values to choose their kernel
     if facts.family != "encoder" and (folder / "generation_config.json").is_file():
         network.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     return network.requires_grad_(False).eval(), set()

@@ -184,4 +184,5 @@ class Forward:
             call["inputs_embeds"] = embedded.view(*source_BL.shape, -1)
         else:
             call["input_ids"] = source_BL
-        return self.model(attention_mask=mask_BL.long(), use_cache=False, **call).logits
+        call["attention_mask"] = None if mask_BL.is_meta else mask_BL.long()  # a mask's values decide how it is used
+        return self.model(use_cache=False, **call).logits

@@ -70,9 +70,7 @@ def plan(
     orders = _orders(rows, size, experiment.seed)
     saved = {name: tokens - _stored(rows, order, size) if sharing else 0 for name, order in orders.items()}
     fit = fitted(training, rows, shapes, machine.memory_bytes)
-    drawn = [[rows[i] for i in orders[training.batching][k * size : (k + 1) * size]] for k in range(TYPICAL_STEPS)]
-    shares = [step_share(shapes, slot, training, each) for each in drawn if each]
-    counts = [cost.count(shapes, batch) for share in shares for batch in lay_out(shapes, [share], fit.budget)]
+    counts = _typical(shapes, training, [rows[i] for i in orders[training.batching]], fit.budget)
     stored = (tokens - saved[training.batching]) * steps / epoch_steps
     seconds = cost.seconds(counts, stored, rates, bool(fit.training.gradient_checkpointing))
     return Plan(
@@ -91,6 +89,14 @@ def plan(
         recompute=bool(fit.training.gradient_checkpointing),
         dtypes=_dtypes(experiment, shapes),
     )
+
+
+def _typical(shapes: Tuned, training: Training, drawn: Sequence[Encoded], budget: int) -> list[cost.Count]:
+    """The micro-batches of an epoch's first steps, counted."""
+    size = training.batch_size * training.accumulate_steps
+    steps = [drawn[k * size : (k + 1) * size] for k in range(TYPICAL_STEPS)]
+    shares = [step_share(shapes, shapes.slots[0], training, step) for step in steps if step]
+    return [cost.count(shapes, batch) for share in shares for batch in lay_out(shapes, [share], budget)]
 
 
 def _orders(rows: Sequence[Encoded], size: int, seed: int) -> dict[str, np.ndarray]:
