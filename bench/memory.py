@@ -36,7 +36,7 @@ METHODS = {
 TRAINING = spec.Training(
     batch_size=8, accumulate_steps=1, num_epochs=1, learning_rate=1e-4, warmup=0.0, weight_decay=0.0
 )
-SECONDS = 10.0
+SECONDS = 20.0
 
 
 def foretold(folder: Path, data: str, method: str) -> dict:

@@ -2,10 +2,10 @@
 
 python bench/startup.py [CASE …]        results/startup.json; needs the folder `shared`
 
-Three times each, the least counts: `luthier` is the whole of `luthier tune` until its first update stands in events.jsonl
-(reading and splitting the rows, encoding, the gate, proof of the base, first step included); `answers` are switched off
-(`evaluation.compare_base: false`), because they come before training by choice. `plain` imports transformers, loads model
-and tokenizer, tokenises every row of the same file, and takes one forward and backward step of the same batch size.
+Three times each, the least counts. `luthier` is `luthier tune` until its first update stands in events.jsonl: reading
+and splitting the rows, encoding, the gate, proof of the base, the first step; the base's answers are switched off
+(`evaluation.compare_base: false`), which come before training by choice. `plain` imports transformers, loads model and
+tokenizer, tokenises every row of the same file, and takes one step forward and backward of the same batch size.
 """
 
 from __future__ import annotations

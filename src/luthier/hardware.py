@@ -169,7 +169,7 @@ def rates(machine: Machine, threads: int) -> Rates:
     return Rates(2 * width**3 / product, 8 * len(wide) / written, call)
 
 
-def _least_seconds(work: Callable[[], object], device: str, tries: int = 5) -> float:
+def _least_seconds(work: Callable[[], object], device: str, tries: int = 10) -> float:
     """The least of some runs after one to warm up: others may disturb a run, nothing makes it faster than it is."""
     import torch
 

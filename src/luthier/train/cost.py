@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from luthier.data.batches import PaddedBatch
 from luthier.hardware import Rates
 from luthier.models.forward import Batch
 from luthier.models.methods import Tuned
@@ -26,20 +27,23 @@ LOSS_COPIES = 4
 """Rows of logits alive at once where the loss is deepest: themselves, their exponentials, two gradients."""
 EFFICIENCY = 0.8
 """Share of the rate of one large product that a step's products reach (bench/memory.py)."""
+ATTENTION = 4
+"""How much slower attention's small products are: masked halves and short rows (bench/memory.py)."""
 PASSES = 6
 """How often what the backward pass needs goes through memory: written, read, its gradients (bench/memory.py)."""
 CALLS = 5
 """Python around an operation, in times of the operation itself (bench/memory.py)."""
-ALLOCATOR = 1.1
+ALLOCATOR = 1.2
 """Memory in use is more than memory asked for: pages of freed blocks stay (bench/memory.py)."""
-LIBRARIES = 40 << 20
+LIBRARIES = 64 << 20
 """Bytes of kernels, thread stacks and modules that the first step brings in on a CPU (bench/memory.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
     """One micro-batch of `stored` tokens with `outputs` rows of `width` logits: `kept` bytes for the backward pass,
-    `widest` bytes of the largest temporary, `flops` of all products (two a multiply-add), `operations`."""
+    `widest` bytes of the largest temporary, `flops` of all products (two a multiply-add) but for attention's own,
+    which are in `attention`; `operations`."""
 
     stored: int
     outputs: int
@@ -48,6 +52,7 @@ class Count:
     kept: int
     widest: int
     flops: int
+    attention: int
     operations: int
 
 
@@ -90,8 +95,17 @@ def count(tuned: Tuned, batch: Batch) -> Count:
         kept=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
         widest=operations.widest,
         flops=flops.get_total_flops() + 6 * outputs * width * tuned.base.facts.hidden_size,
+        attention=_attention_flops(tuned, batch),
         operations=operations.count,
     )
+
+
+def _attention_flops(tuned: Tuned, batch: Batch) -> int:
+    """What a fused kernel computes unseen: two products forward, five backward, for each pair that may look."""
+    if isinstance(batch, PaddedBatch):
+        return 0  # their attention is made of products that are counted
+    pairs = int((batch.positions_T + 1).sum())
+    return 14 * pairs * tuned.base.facts.hidden_size * tuned.base.facts.layers
 
 
 def _owned(tuned: Tuned) -> list[Tensor]:
@@ -146,7 +160,9 @@ def peak_bytes(counted: Count, tuned: Tuned, tokens: int, recompute: bool) -> in
 
 def seconds(counts: Sequence[Count], stored_tokens: float, rates: Rates, recompute: bool) -> float:
     """Seconds for updates over `stored_tokens`, of which `counts` are a sample, at this machine's measured rates."""
-    flops = sum(each.flops for each in counts) * (4 / 3 if recompute else 1)  # one forward pass more
+    flops = sum(each.flops + ATTENTION * each.attention for each in counts) * (
+        4 / 3 if recompute else 1
+    )  # one forward pass more
     moved = sum(each.kept for each in counts)
     stored = sum(each.stored for each in counts)
     operations = sum(each.operations for each in counts)
