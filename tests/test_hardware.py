@@ -62,38 +62,32 @@ def test_no_limit_is_no_limit(tmp_path: Path):
     assert (hardware.memory(tmp_path), hardware.cores(tmp_path)) == free
 
 
-def _working(proc: Path, monkeypatch: pytest.MonkeyPatch, others: float, own: float = 0.0) -> hardware.Neighbours:
-    """Two cores watched for a second, in which other processes worked `others` seconds and this one `own`."""
-    moment = [100.0]
-    monkeypatch.setattr(hardware.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr(hardware, "cores", lambda: 2)
-    monkeypatch.setattr(hardware.time, "monotonic", lambda: moment[0])
-    monkeypatch.setattr(hardware.time, "process_time", lambda: own * (moment[0] - 100.0))
-    tick = os.sysconf("SC_CLK_TCK")
-    line = "cpu{} {} 0 0 900 0 0 0 0 0 0\n"
-    (proc / "stat").write_text(line.format("", 9) + line.format(0, 50) + line.format(1, 50) + line.format(2, 50))
-    found = hardware.Neighbours(proc)
-    moment[0] += 1.0
-    worked = int((others + own) * tick)
-    (proc / "stat").write_text(
-        line.format("", 9) + line.format(0, 50) + line.format(1, 50 + worked) + line.format(2, 999)
-    )
-    return found
+@pytest.mark.parametrize(("busy", "threads"), [(0.0, 2), (0.29, 2), (0.5, 1), (1.0, 1), (2.0, 1)])
+def test_threads_are_the_cores_that_others_leave(busy: float, threads: int):
+    assert hardware.left(2, busy) == threads
 
 
-@pytest.mark.parametrize(
-    ("others", "own", "threads"), [(0.0, 0.0, 2), (0.2, 0.9, 2), (0.5, 0.0, 1), (1.0, 1.0, 1), (2.0, 0.0, 1)]
-)
-def test_threads_are_the_cores_that_others_leave(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: float, own: float, threads: int
-) -> None:
-    """This process's own work is not taken for a neighbour's; cores outside its affinity do not count."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    neighbours = _working(tmp_path, monkeypatch, others, own)
-    assert neighbours.threads() == threads
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux tells")
+def test_work_is_counted_on_the_cores_of_this_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A line of /proc/stat: user nice system idle iowait irq softirq steal; waiting is no work."""
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: {1, 12})
+    lines = [
+        "cpu  9 9 9 9 9 9 9 9 0 0",
+        "cpu1 1 2 4 1000 1000 8 16 32 0 0",
+        "cpu2 9 9 9 9 9 9 9 9",
+        "cpu12 64 0 0 9 9 0 0 0",
+    ]
+    (tmp_path / "stat").write_text("\n".join(lines) + "\nintr 77\n")
+    assert hardware.busy_seconds(tmp_path) * os.sysconf("SC_CLK_TCK") == 127
+    assert hardware.busy_seconds(tmp_path / "absent") == 0
+
+
+def test_a_wish_for_threads_wins_and_otherwise_at_least_one_is_found(monkeypatch: pytest.MonkeyPatch):
+    neighbours = hardware.Neighbours()
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert neighbours.threads() == 7
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert 1 <= neighbours.threads() <= hardware.cores()
 
 
 def test_rates_are_positive_and_threads_are_put_back():

@@ -85,7 +85,7 @@ class Neighbours:
     all: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "all", _busy_seconds(self.proc))
+        object.__setattr__(self, "all", busy_seconds(self.proc))
 
     def threads(self) -> int:
         """How many threads to compute with: OMP_NUM_THREADS if somebody says so, else one an idle core."""
@@ -100,12 +100,20 @@ class Neighbours:
         if platform.system() != "Linux":
             return cores()
         time.sleep(max(0.0, self.began + watched_seconds - time.monotonic()))
-        others = _busy_seconds(self.proc) - self.all - (time.process_time() - self.mine)
-        taken = math.ceil(others / (time.monotonic() - self.began) - SPARED)
-        return max(1, min(cores(), len(os.sched_getaffinity(0)) - max(0, taken)))
+        others = busy_seconds(self.proc) - self.all - (time.process_time() - self.mine)
+        return min(cores(), left(len(os.sched_getaffinity(0)), others / (time.monotonic() - self.began)))
 
 
-def _busy_seconds(proc: Path) -> float:
+def left(count: int, busy: float) -> int:
+    """Of `count` cores those worth a thread, at least 1, where others keep `busy` cores at work on average.
+
+    >>> left(2, 0.2), left(2, 0.5), left(2, 3.0), left(8, 1.1)
+    (2, 1, 1, 7)
+    """
+    return max(1, count - max(0, math.ceil(busy - SPARED)))
+
+
+def busy_seconds(proc: Path) -> float:
     """Seconds that the cores of this process's affinity have worked since the machine began; 0 where nobody tells.
 
     A line of /proc/stat: user nice system idle iowait irq softirq steal, in ticks (man 5 proc_stat).

@@ -27,7 +27,7 @@ LOSS_COPIES = 4
 """Rows of logits alive at once where the loss is deepest: themselves, their exponentials, two gradients."""
 EFFICIENCY = 0.8
 """Share of the rate of one large product that a step's products reach (bench/memory.py)."""
-ATTENTION = 4
+ATTENTION = 3
 """How much slower attention's small products are: masked halves and short rows (bench/memory.py)."""
 PASSES = 6
 """How often what the backward pass needs goes through memory: written, read, its gradients (bench/memory.py)."""

@@ -39,7 +39,7 @@ class Room:
                 " smaller base"
             )
             raise TrainingError(
-                f"one example of {self.longest:,} tokens does not fit into memory: {problem}", hint=hint
+                f"an example of {self.longest:,} tokens does not fit into memory: {problem}", hint=hint
             )
         self.tokens //= 2
         if torch.cuda.is_available():
