@@ -58,15 +58,11 @@ def _command(path: Path, cards: int) -> list[str]:
     return [sys.executable, "-m", *together, "luthier.worker", str(path)]
 
 
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait sleep instead of spinning: spinning made a step four times slower beside one other busy process."""
-
-
 def _environment(run: runs.Run) -> dict[str, str]:
     """The home's settings, what `redaction` lets pass, and the Hub's token if the base comes from the Hub."""
     local = Path(str(run.facts["model"])).is_dir()
     tokens = {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ and not local}
-    return PATIENT | settings.environment(run.path.parents[1]) | redaction.inherited() | tokens
+    return settings.environment(run.path.parents[1]) | redaction.inherited() | tokens
 
 
 def stop(run: runs.Run, grace_seconds: float = 30.0) -> runs.Run:

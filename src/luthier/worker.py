@@ -8,6 +8,7 @@ A run may be ended at any moment and carried again: each step finds what an earl
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -21,10 +22,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import ownership, redaction, runs
+from luthier import hardware, ownership, redaction, runs
 from luthier.disk import write_json
 from luthier.errors import LuthierError, TrainingError
-from luthier.runs import Evaluated, Finished, Noted, Run
+from luthier.runs import Evaluated, Event, Finished, Noted, Run, Started
 
 if TYPE_CHECKING:
     from luthier.assessment import Exam
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from luthier.workbench import Bench
 
 Stop = Callable[[], bool]
+ENVIRONMENT = "environment.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
@@ -126,6 +128,7 @@ def carry(run: Run, stop: Stop) -> Finished:
     if "WORLD_SIZE" not in os.environ:  # it may have been stopped while this process was starting
         _go_on(stop)
     _note(run, "progress", "loading the base")
+    neighbours = hardware.Neighbours()  # who else computes here shows while the imports run
     from luthier import workbench  # heavy from here on: the run is owned already
     from luthier.models import adapters
     from luthier.train.ranks import joined
@@ -133,6 +136,7 @@ def carry(run: Run, stop: Stop) -> Finished:
     with joined() as crew:
         _go_on(stop)  # of several processes one may only leave when the others can see it go
         ranks = crew.sharing_layers() if workbench.must_shard(run) else crew
+        _choose(run, neighbours, ranks.count)
         bench, tuned, exam = _lay_out(run, ranks)
         _go_on(stop)
         before = None if ranks.sharded else _ask_base(run, bench, tuned, exam, stop)
@@ -154,8 +158,6 @@ def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
     from luthier.data import gate
     from luthier.models import methods
 
-    _share_cores()
-    write_json(run.path / "environment.json", _environment() | {"processes": ranks.count})
     bench = workbench.of_run(run, ranks.shard if ranks.sharded else None)
     for finding in bench.findings:
         _note(run, finding.code, finding.message, finding.rows)
@@ -213,34 +215,42 @@ def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop, ranks: Ranks) -> Fi
     from luthier.evaluation import curves
     from luthier.train.loop import Job, train
 
-    training = ranks.by_lead(lambda: _fitted(run, bench, tuned))
+    training, budget = ranks.by_lead(lambda: _fitted(run, bench))
     job = Job(run.id, training, bench.experiment.seed, bench.train, bench.validation, run.path / "checkpoints")
+    told: list[Event] = []
     warned = False
-    for event in train(tuned, [job], stop, ranks=ranks):
+
+    def halved(tokens: int) -> None:
+        if ranks.leads:
+            _keep_choice(run, "budget", tokens)
+
+    for event in train(tuned, [job], stop, budget, halved, ranks):
         if isinstance(event, Finished):
             return event
         if not ranks.leads:
             continue
         runs.append(run.path, event)
+        told = runs.read_events(run.path) if isinstance(event, Started) else told  # without what is now done again
+        told.append(event)
         if isinstance(event, Evaluated) and not warned:
-            said = curves.overfitting(curves.from_events(runs.read_events(run.path)))
+            said = curves.overfitting(curves.from_events(told))
             if said:
                 _note(run, "overfitting", said, step=event.step)
                 warned = True
     raise TrainingError("training ended without saying how", where=str(run.path))
 
 
-def _fitted(run: Run, bench: Bench, tuned: Tuned) -> Training:
-    """The training with what memory decides decided; every process does it so."""
-    from luthier import hardware
-    from luthier.train import plan
+def _fitted(run: Run, bench: Bench) -> tuple[Training, int]:
+    """How the run fits into memory, and the budget of a micro-batch: decided by the owner, done so by every process."""
+    from luthier import workbench
 
-    chosen, memory = bench.experiment.training, hardware.machine().memory_bytes
-    training = plan.fitted(bench.experiment, bench.train, bench.base.facts, tuned.slots[0].trainable_parameters, memory)
-    if training.gradient_checkpointing and chosen.gradient_checkpointing is None:
+    fit, asked = workbench.fit(bench), bench.experiment.training.gradient_checkpointing
+    if fit.training.gradient_checkpointing and asked is None:
         _note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
+    budget = int(_choices(run).get("budget") or fit.budget)
+    _keep_choice(run, "budget", budget)
     (run.path / "checkpoints").mkdir(exist_ok=True)
-    return training
+    return fit.training, budget
 
 
 def _note(run: Run, kind: str, message: str, rows: tuple[str, ...] = (), step: int = 0) -> None:
@@ -252,21 +262,41 @@ def _go_on(stop: Stop) -> None:
         raise Stopped
 
 
-def _share_cores() -> None:
-    """No more threads than cores that this process may use: torch counts the machine's, not the container's."""
+def _choose(run: Run, neighbours: hardware.Neighbours, processes: int) -> None:
+    """What is measured and decided once a run, and kept by every later attempt: equal choices give equal bits.
+
+    Written to environment.json under `choices`: `threads`, here; `budget`, the stored tokens of a micro-batch, by
+    `_train`. OMP_NUM_THREADS (`threads` in luthier.toml) is somebody's wish and wins.
+    """
     import torch
 
-    from luthier import hardware
+    kept = _choices(run)
+    said = "OMP_NUM_THREADS" in os.environ
+    threads = neighbours.threads() if said or "threads" not in kept else int(kept["threads"])
+    torch.set_num_threads(threads)
+    write_json(
+        run.path / ENVIRONMENT, _environment() | {"processes": processes, "choices": kept | {"threads": threads}}
+    )
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), hardware.cores()))
+
+def _choices(run: Run) -> dict[str, Any]:
+    """What earlier attempts chose; nothing in a new run."""
+    try:
+        return dict(json.loads((run.path / ENVIRONMENT).read_text(encoding="utf-8")).get("choices", {}))
+    except FileNotFoundError:
+        return {}
+
+
+def _keep_choice(run: Run, name: str, value: Any) -> None:
+    written = json.loads((run.path / ENVIRONMENT).read_text(encoding="utf-8"))
+    write_json(run.path / ENVIRONMENT, written | {"choices": written["choices"] | {name: value}})
 
 
 def _environment() -> dict[str, Any]:
     """What the figures of this run were made with."""
     import torch
 
-    from luthier import __version__, hardware
+    from luthier import __version__
 
     machine = hardware.machine()
     return {

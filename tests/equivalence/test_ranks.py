@@ -50,7 +50,7 @@ def _run(
     stop: Callable[[], bool] = lambda: False,
     budget: int = 60,
 ) -> Told:
-    events = list(train(tuned, jobs, stop, budget, ranks))
+    events = list(train(tuned, jobs, stop, budget, ranks=ranks))
     return events, [torch.cat([flat.values for flat in slot.flats]).clone() for slot in tuned.slots]
 
 

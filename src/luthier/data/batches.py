@@ -76,6 +76,11 @@ class FlatBatch:
     example_ids: tuple[str, ...]
     entries: tuple[np.ndarray, ...]
 
+    @property
+    def stored(self) -> int:
+        """Tokens in memory."""
+        return len(self.tokens_T)
+
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
@@ -97,6 +102,11 @@ class PaddedBatch:
     weights_S: np.ndarray
     example_ids: tuple[str, ...]
     entries: tuple[np.ndarray, ...]
+
+    @property
+    def stored(self) -> int:
+        """Tokens in memory, padding included."""
+        return self.source_BL.size + self.targets_BM.size
 
 
 # ---------------------------------------------------------------------------------------------------------- the order

@@ -105,7 +105,10 @@ def load(
     if method is not None and method.type == "qlora" and not facts.quantized:
         placement["quantization_config"] = _quantization(method, dtype, config, facts.family)
     config._attn_implementation = None if model.attention in (None, "auto") else model.attention
-    network, missing = _network(folder, config, facts.family, placement) if weights else _shapes(folder, config, facts)
+    if weights:
+        network, missing = _network(folder, config, facts.family, placement)
+    else:
+        network, missing = _shapes(folder, config, facts, dtype), set()
     if shard is not None:
         shard(network)
     tokenizer, pad, remark = _tokenizer(folder, config, model.chat_template)
@@ -221,13 +224,15 @@ def _network(folder: Path, config: Any, family: str, placement: dict[str, Any]) 
     return network.requires_grad_(False).eval(), missing
 
 
-def _shapes(folder: Path, config: Any, facts: BaseFacts) -> tuple[Any, set[str]]:
+def _shapes(folder: Path, config: Any, facts: BaseFacts, dtype: torch.dtype) -> Any:
     """The network without numbers. What an encoder's checkpoint lacks is not known then: nothing is called missing."""
     with torch.device("meta"), quiet():
-        network = auto_class(facts.family).from_config(config, trust_remote_code=False)
+        network = auto_class(facts.family).from_config(config, trust_remote_code=False, dtype=dtype)
+    if facts.family == "seq2seq":
+        network.set_attn_implementation("eager")  # the others look at a mask's values to choose their kernel
     if facts.family != "encoder" and (folder / "generation_config.json").is_file():
         network.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return network.requires_grad_(False).eval(), set()
+    return network.requires_grad_(False).eval()
 
 
 def _heads(network: Any) -> list[str]:

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from luthier.data.batches import FlatBatch, PaddedBatch, Share, flat_batches
 from luthier.data.examples import Encoded
 from luthier.models import flex
-from luthier.models.attention import attend, layout
+from luthier.models.attention import Outline, attend, layout
 from luthier.models.loss import entry_nll, supervised_nll
 from luthier.models.prompt import embed_with_prompts
 
@@ -37,6 +37,8 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **said: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: (1, H, T, d) in, (1, T, H, d) out. `layout` was given to the model's call."""
+    if query.is_meta:
+        return Outline.apply(query[0], key[0], value[0], said["layout"])[None], None
     scaling, dropout = said.get("scaling"), said.get("dropout", 0.0)
     window, softcap = said.get("sliding_window"), said.get("softcap")
     attending = flex.attend if isinstance(said["layout"], flex.Intervals) else attend
@@ -127,6 +129,12 @@ class Forward:
             return self._class_logits(batch, hidden_TD, heads).float()
         return self._token_logits(hidden_TD[sources_S]).float()
 
+    def hidden(self, batch: Batch, prompts: Mapping[int, Tensor]) -> Tensor:
+        """What the last layer gives, `(T, D)`; for a padded batch the whole model's logits, `(B, M, V)`."""
+        if isinstance(batch, PaddedBatch):
+            return self._padded_logits(batch, prompts)
+        return self._flat_hidden(batch, prompts)
+
     def embed(self, ids: Tensor) -> Tensor:
         """The model's own embedding, with whatever scaling belongs to it."""
         return self.model.get_input_embeddings()(ids.to(self.model.device))
@@ -182,4 +190,5 @@ class Forward:
             call["inputs_embeds"] = embedded.view(*source_BL.shape, -1)
         else:
             call["input_ids"] = source_BL
-        return self.model(attention_mask=mask_BL.long(), use_cache=False, **call).logits
+        call["attention_mask"] = None if mask_BL.is_meta else mask_BL.long()  # a mask's values decide how it is used
+        return self.model(use_cache=False, **call).logits

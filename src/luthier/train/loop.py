@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -41,9 +43,10 @@ from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress
 from luthier.train.optimizer import SlotOptimizer
 from luthier.train.ranks import ALONE, Ranks
+from luthier.train.room import TOKEN_BUDGET, Room, out_of_memory
 
 BAD_STEPS_IN_A_ROW = 3
-TOKEN_BUDGET = 4096
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +89,20 @@ def train(
     jobs: Sequence[Job],
     stop: Callable[[], bool] = lambda: False,
     budget: int = TOKEN_BUDGET,
+    halved: Callable[[int], None] = lambda _: None,
     ranks: Ranks = ALONE,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Train slot i of `tuned` on job i until every job has finished; afterwards each slot holds its best weights.
 
     Resumes each job from its newest checkpoint that verifies. `stop` is asked between micro-batches: when it says yes
     the unfinished update or evaluation is forgotten, every live job saves and ends as `stopped`. `budget` is the number
     of stored tokens that fit in a micro-batch; it changes no result beyond float32 rounding (but for full tuning of a
-    base with dropout, whose draws follow the micro-batches).
+    base with dropout, whose draws follow the micro-batches). Where memory ends before the budget does, it is halved,
+    `halved` is told, and what was half done is done again; a new run tries its longest micro-batch first.
 
     Of several processes (`ranks`) each calls this with the same jobs; all see the same events, rank 0 saves.
 
-    Raises TrainingError where a checkpoint does not fit or the disk is full.
+    Raises TrainingError where a checkpoint or an example does not fit, or the disk is full.
     """
     lanes = [_lane(slot, job) for slot, job in zip(tuned.slots, jobs, strict=True)]
     if any(lane.job.training.gradient_checkpointing for lane in lanes):
@@ -105,16 +110,19 @@ def train(
     stop = ranks.together(stop)
     for lane in lanes:
         yield from _begin(lane, ranks)
+    room = Room(budget, max(_longest(lane) for lane in lanes), halved)
+    if all(lane.live and lane.progress.step == 0 for lane in lanes):
+        yield from _within_memory(room, ranks, lanes, partial(_rehearse, tuned, lanes))
     try:
         for lane in lanes:
-            yield from _look_back(tuned, lane, stop, budget, ranks)
+            yield from _look_back(tuned, lane, stop, room, ranks)
         while turn := [lane for lane in lanes if lane.live]:
             started = time.monotonic()
-            _accumulate(tuned, turn, stop, budget, ranks)
+            yield from _within_memory(room, ranks, turn, partial(_accumulate, tuned, turn, stop, ranks))
             for lane in turn:
                 yield from _update(lane, time.monotonic() - started)
             for lane in turn:
-                yield from _look_back(tuned, lane, stop, budget, ranks)
+                yield from _look_back(tuned, lane, stop, room, ranks)
     except Asked:
         for lane in lanes:
             if lane.live:
@@ -193,18 +201,65 @@ def _examples(lane: Lane) -> list[Encoded]:
     return [rows[i] for i in lane.order[1][place * size : (place + 1) * size]]
 
 
+def step_share(tuned: Tuned, slot: Slot, training: Training, rows: Sequence[Encoded]) -> Share:
+    """What a slot brings to an update that draws `rows`."""
+    return _share(slot, rows, training.share_prefixes and not tuned.full)
+
+
 def _share(slot: Slot, rows: Sequence[Encoded], share_prefixes: bool) -> Share:
     entries = trained_entries(rows, slot.virtual_tokens)
     return Share(slot.index, rows, 1 / max(1, entries), slot.virtual_tokens, share_prefixes)
 
 
-def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], budget: int, ranks: Ranks) -> None:
+def _within_memory(
+    room: Room, ranks: Ranks, lanes: Sequence[Lane], work: Callable[[int], T]
+) -> Generator[Event, None, T]:
+    """What `work` gives with the room's budget. Where memory ends, half done gradients are forgotten, the budget is
+    halved, and `work` begins again: any budget gives the same result."""
+    while True:
+        try:
+            return work(room.tokens)
+        except (MemoryError, RuntimeError) as error:
+            problem = out_of_memory(error)
+            if problem is None or ranks.sharded:  # the others wait within a layer that this process cannot enter again
+                raise
+        told = room.halve(problem)  # here the error and all that its frames held are gone
+        for lane in lanes:
+            lane.optimizer.zero()
+            yield Noted(lane.job.run, lane.progress.step, time.time(), "memory", told)
+
+
+def longest_batch(tuned: Tuned, work: Sequence[tuple[Slot, Training, Sequence[Encoded]]], budget: int) -> Batch:
+    """The largest micro-batch of a step that drew every slot's longest examples."""
+    shares = []
+    for slot, training, rows in work:
+        longest = sorted(rows, key=lambda row: -len(row.ids_L))[: training.batch_size * training.accumulate_steps]
+        shares.append(step_share(tuned, slot, training, longest))
+    return max(lay_out(tuned, shares, budget), key=lambda batch: batch.stored)
+
+
+def _rehearse(tuned: Tuned, lanes: Sequence[Lane], budget: int) -> None:
+    """Forward and backward through the longest micro-batch, for its memory alone; nothing is learned from it."""
+    for lane in lanes:
+        lane.optimizer.state()  # both moments take their place beside it
+    work = [(lane.slot, lane.job.training, lane.job.train) for lane in lanes]
+    nll_S, _ = tuned.nll(longest_batch(tuned, work, budget), {lane.slot.index: 0 for lane in lanes})
+    nll_S.sum().backward()
+    for lane in lanes:
+        lane.optimizer.zero()
+
+
+def _longest(lane: Lane) -> int:
+    rows = (*lane.job.train, *lane.job.validation)
+    return max(len(row.ids_L) for row in rows) + lane.slot.virtual_tokens
+
+
+def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], ranks: Ranks, budget: int) -> None:
     """Gradients and losses of one update for every lane. Raises Asked when `stop` says yes, in any process."""
     shares = []
     for lane in turn:
         rows = _examples(lane)
-        sharing = lane.job.training.share_prefixes and not tuned.full
-        shares.append(_share(lane.slot, rows, sharing))
+        shares.append(step_share(tuned, lane.slot, lane.job.training, rows))
         lane.tokens = stored_tokens(rows, share_prefixes=False)
     losses = {lane.slot.index: 0.0 for lane in turn}
     steps = {lane.slot.index: lane.progress.step for lane in turn}
@@ -260,7 +315,7 @@ def _update(lane: Lane, seconds: float) -> Iterator[Event]:
         yield Finished(job.run, after.step, time.time(), "failed", reason)
 
 
-def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int, ranks: Ranks) -> Iterator[Event]:
+def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], room: Room, ranks: Ranks) -> Iterator[Event]:
     """After an update: evaluate, save, finish, where due. Done once an update, also when stopped in between."""
     if not lane.live or lane.progress.looked_back:
         return
@@ -268,7 +323,8 @@ def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int, 
     last = step == lane.steps
     better = False
     if lane.job.validation and (last or step % (training.evaluate_every or lane.epoch_steps) == 0):
-        loss = validation_loss(tuned, lane.slot, lane.job.validation, stop, budget, ranks)
+        ask = partial(validation_loss, tuned, lane.slot, lane.job.validation, stop, ranks=ranks)
+        loss = yield from _within_memory(room, ranks, [lane], ask)
         best = lane.progress.best_loss
         better = math.isfinite(loss) and (best is None or loss < best)
         if better:
