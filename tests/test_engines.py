@@ -109,3 +109,10 @@ def test_to_start_a_stopped_run_is_to_withdraw_the_stop(tmp_path: Path, monkeypa
     with pytest.raises(TrainingError, match="ended before it began"):
         engines.start(run)
     assert not ownership.stop_asked(run.path) and runs.load(run.path).state == "stopped"
+
+
+def test_several_graphics_cards_are_one_process_each(tmp_path: Path) -> None:
+    alone, together = engines._command(tmp_path, 1), engines._command(tmp_path, 4)
+    assert alone == [sys.executable, "-m", "luthier.worker", str(tmp_path)]
+    assert together[-3:] == alone[-3:][-3:] and together[together.index("--nproc-per-node") + 1] == "4"
+    assert "torch.distributed.run" in together

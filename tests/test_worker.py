@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from luthier import assessment, engines, runs, spec, workbench, worker
 from luthier.evaluation import predictions
 from luthier.evaluation.report import read_json
+from luthier.models.forward import Batch
+from luthier.models.methods import Tuned
 from luthier.studio import Studio, failure
 from tests import rows
 
@@ -75,7 +79,8 @@ def test_a_run_ends_in_a_verdict_with_everything_in_its_folder(
     assert {"report.html", "predictions.jsonl", "environment.json", "events.jsonl", "resolved.yaml"} <= kept
     assert ("model" if method == "full" else "adapter") in kept
     assert isinstance(runs.read_events(run.path)[-1], runs.Finished)
-    assert json.loads((run.path / "environment.json").read_text())["packages"]["torch"]
+    told = json.loads((run.path / "environment.json").read_text())
+    assert told["packages"]["torch"] and told["choices"] == {"threads": told["threads"], "budget": 4096}
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,33 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
     same = [(run.path / "predictions.jsonl").read_bytes() for run in (whole, broken)]
     assert same[0] == same[1]
+
+
+def test_what_was_chosen_once_is_kept_by_every_later_attempt(
+    tiny: Callable[..., Path], tmp_path: Path, begin: Callable[..., runs.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads and budget come from environment.json where it has them; a budget that memory halved stands there."""
+    run = carry(begin(tiny("tiny_llama"), rows.pairs(tmp_path)), after(3))
+    file = run.path / "environment.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | {"choices": {"threads": 2, "budget": 512}}))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    budgets, whole = [], Tuned.nll
+
+    def short(self: Tuned, batch: Batch, steps: Mapping[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        budgets.append((json.loads(file.read_text())["choices"], torch.get_num_threads()))
+        if len(budgets) == 1:
+            raise MemoryError
+        return whole(self, batch, steps)
+
+    monkeypatch.setattr(Tuned, "nll", short)
+    before = torch.get_num_threads()
+    run = carry(run)
+    torch.set_num_threads(before)
+    assert run.state == "done" and budgets[0] == ({"threads": 2, "budget": 512}, 2)
+    assert json.loads(file.read_text())["choices"] == {"threads": 2, "budget": 256}
+    notes = [event for event in runs.read_events(run.path) if isinstance(event, runs.Noted) and event.kind == "memory"]
+    assert len(notes) == 1 and "256 tokens" in notes[0].message
 
 
 def test_a_stop_while_answers_are_asked_for_keeps_what_was_learned(

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from luthier import ownership, redaction, runs, settings
+from luthier import hardware, ownership, redaction, runs, settings
 from luthier.errors import TrainingError
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
@@ -31,7 +31,8 @@ def start(run: runs.Run) -> runs.Run:
     if run.state != "queued":  # a run that nobody has begun yet may be stopped already, and then stays so
         ownership.withdraw_stop(run.path)
     attempt = runs.attempts(run.path)
-    command = [sys.executable, "-m", "luthier.worker", str(run.path)]
+    environment = _environment(run)
+    command = _command(run.path, hardware.graphics_cards(environment))
     with (run.path / runs.LOG).open("ab") as log:
         child = subprocess.Popen(
             command,
@@ -39,7 +40,7 @@ def start(run: runs.Run) -> runs.Run:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=_environment(run),
+            env=environment,
         )
     while child.poll() is None and runs.attempts(run.path) == attempt:
         time.sleep(0.02)
@@ -51,15 +52,17 @@ def start(run: runs.Run) -> runs.Run:
     return runs.load(run.path)
 
 
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait sleep instead of spinning: spinning made a step four times slower beside one other busy process."""
+def _command(path: Path, cards: int) -> list[str]:
+    """The worker's command: where there are several graphics cards one process each, by torchrun."""
+    together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(cards), "-m"] if cards > 1 else []
+    return [sys.executable, "-m", *together, "luthier.worker", str(path)]
 
 
 def _environment(run: runs.Run) -> dict[str, str]:
     """The home's settings, what `redaction` lets pass, and the Hub's token if the base comes from the Hub."""
     local = Path(str(run.facts["model"])).is_dir()
     tokens = {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ and not local}
-    return PATIENT | settings.environment(run.path.parents[1]) | redaction.inherited() | tokens
+    return settings.environment(run.path.parents[1]) | redaction.inherited() | tokens
 
 
 def stop(run: runs.Run, grace_seconds: float = 30.0) -> runs.Run:

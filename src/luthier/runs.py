@@ -90,7 +90,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do, before anything is loaded. Sizes in bytes, time in seconds, None where unknown."""
+    """What a run would do, before anything is loaded. Sizes in bytes, `seconds` of all updates, None where unknown."""
 
     batches_per_epoch: int
     steps: int
@@ -103,6 +103,12 @@ class Plan:
     seconds: float | None
     warnings: tuple[str, ...] = ()
     lengths: dict[str, int] = field(default_factory=dict)  # tokens of a training row: median, longest, longest_answer
+    saved_tokens: dict[str, int] = field(default_factory=dict)  # an epoch's tokens not computed, by way of batching
+    budget: int = 0  # stored tokens of a micro-batch
+    recompute: bool = False  # whether activations are computed again instead of kept
+    dtypes: dict[str, str] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)  # values that nobody chose: what they are by data and base
+    measured: bool = False  # whether memory and seconds were measured, not computed
 
 
 @dataclass(frozen=True, slots=True)

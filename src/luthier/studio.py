@@ -68,12 +68,17 @@ class Studio:
         fingerprint = spec.fingerprint(resolved.experiment, dataset.fingerprint, revision)
         return Draft(resolved, chosen, dataset, base, revision, fingerprint)
 
-    def plan(self, experiment: spec.Experiment | Draft) -> Plan:
-        """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in the warnings."""
+    def plan(self, experiment: spec.Experiment | Draft, measure: bool = False) -> Plan:
+        """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in the warnings.
+
+        With `measure`, memory and time are those of the longest and some typical steps, run in a process of its own
+        for up to 20 seconds.
+        """
         from luthier import workbench
 
         draft = experiment if isinstance(experiment, Draft) else self.draft(experiment)
-        return workbench.plan(draft.resolved, draft.dataset)
+        planned = workbench.plan(draft.resolved, draft.dataset)
+        return workbench.measured(draft.resolved, draft.dataset, planned) if measure else planned
 
     def look(self, experiment: spec.Experiment, count: int = 3, split: str = "train") -> list[Seen]:
         """The first rows of a split as the model would see them, token by token."""
@@ -222,9 +227,9 @@ def done(run: Run) -> Run:
     return run
 
 
-def plan(experiment: spec.Experiment) -> Plan:
-    """What a run of `experiment` would do."""
-    return Studio().plan(experiment)
+def plan(experiment: spec.Experiment, measure: bool = False) -> Plan:
+    """What a run of `experiment` would do; with `measure`, memory and time as some of its steps show them."""
+    return Studio().plan(experiment, measure)
 
 
 def prepare(data: spec.Data | Any, task: str | None = None, seed: int = 0) -> Dataset:

@@ -9,25 +9,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from luthier import hardware, presets, spec
+from luthier import hardware, presets, redaction, spec
 from luthier.data import encode, formats, gate
 from luthier.data.encode import EncodedSplit, Rules
 from luthier.data.examples import Encoded, Example
 from luthier.data.prepare import Dataset, load_dataset
-from luthier.errors import DataError, ModelError, NotFound
+from luthier.errors import DataError, ModelError, NotFound, TrainingError
 from luthier.evaluation import generate as speech
 from luthier.models import adapters, base, facts, methods
 from luthier.models.base import Base
 from luthier.models.methods import Tuned
 from luthier.runs import Plan, Run
+from luthier.train import measure as measuring
 from luthier.train import plan as planning
+from luthier.train.loop import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +52,13 @@ class Bench:
     cut: int
 
 
-def of_run(run: Run) -> Bench:
-    """The bench of a run, from its folder and the data set it names. Raises ModelError if its base has changed."""
+def of_run(run: Run, shard: Callable[[Any], None] | None = None) -> Bench:
+    """The bench of a run, from its folder and the data set it names. Raises ModelError if its base has changed.
+
+    `shard` lays the base over the run's processes, where it needs to be.
+    """
     experiment, dataset = experiment_of(run), dataset_of(run)
-    loaded = base.load(experiment.model, experiment.method, dataset.labels)
+    loaded = base.load(experiment.model, experiment.method, dataset.labels, shard=shard)
     _same_base(run, loaded)
     return _laid(experiment, dataset, loaded)
 
@@ -149,13 +159,11 @@ def _counted(split: str, encoded: EncodedSplit) -> list[str]:
 
 def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
     """What a run would do, with what the gate and the length policy say among its warnings."""
-    experiment = resolved.experiment
+    experiment, neighbours = resolved.experiment, hardware.Neighbours()
     bench = lay(experiment, dataset, weights=_weights_tell(experiment))
-    trainable = planning.trainable_parameters(experiment, bench.base.facts)
-    hung = [experiment.method] if trainable is None or bench.base.family == "encoder" else []
-    tuned = methods.attach(bench.base, hung, [0] * len(hung))
-    trainable = tuned.slots[0].trainable_parameters if trainable is None or hung else trainable
-    planned = planning.plan(experiment, bench.train, bench.cut, bench.base.facts, trainable)
+    tuned, machine = _shaped(experiment, bench.base), hardware.machine()
+    rates = hardware.rates(machine, neighbours.threads())
+    planned = planning.plan(experiment, bench.train, bench.cut, tuned, machine, rates)
     said = [f"{found.code}: {found.message} [{', '.join(found.rows)}]; {found.hint}" for found in bench.findings]
     lengths = [len(row.ids_L) for row in bench.train]
     told = {
@@ -165,7 +173,75 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
     }
     if tuned.note:  # rows apart: nothing is shared
         planned, said = dataclasses.replace(planned, shared_tokens=0), [*said, tuned.note]
-    return dataclasses.replace(planned, warnings=(*planned.warnings, *said, *bench.remarks), lengths=told)
+    warnings = (*planned.warnings, *said, *bench.remarks)
+    found = _found(experiment, dataset, planned, told["longest_answer"])
+    return dataclasses.replace(planned, warnings=warnings, lengths=told, found=found)
+
+
+def _found(experiment: spec.Experiment, dataset: Dataset, planned: Plan, longest_answer: int) -> dict[str, Any]:
+    """What the values that nobody chose come to, by data, base and machine; a plain None has no value to show."""
+    training = experiment.training
+    epoch = spec.steps_per_epoch(planned.batches_per_epoch, training.accumulate_steps)
+    every = {
+        "data.format": dataset.format,
+        "task": dataset.task,
+        "training.max_steps": planned.steps,
+        "training.gradient_checkpointing": planned.recompute,
+        "training.evaluate_every": epoch,
+        "training.save_every": epoch,
+        "evaluation.max_new_tokens": longest_answer if dataset.task != "classification" else None,
+    }
+    open_ones = {path for path, value in spec.leaves(experiment).items() if value is None}
+    return {path: value for path, value in every.items() if path in open_ones and value is not None}
+
+
+def fit(bench: Bench) -> planning.Fit:
+    """How a run fits into this machine's memory, by formula: counted on its base without numbers."""
+    experiment = bench.experiment
+    shapes = _shaped(experiment, base.load(experiment.model, experiment.method, bench.dataset.labels, weights=False))
+    return planning.fitted(experiment.training, bench.train, shapes, hardware.machine().memory_bytes)
+
+
+def _shaped(experiment: spec.Experiment, loaded: Base) -> Tuned:
+    """The base with its slot, for their shapes: a soft prompt starts at random, whatever it will start from."""
+    method = experiment.method
+    if isinstance(method, spec.PromptTuning):
+        method = method.model_copy(update={"init_method": "random", "init_text": None})
+    return methods.attach(loaded, [method], [experiment.seed])
+
+
+def measured(resolved: presets.Resolved, dataset: Dataset, planned: Plan, seconds: float = 20.0) -> Plan:
+    """`planned` with memory and time as a fresh process measures them, on the run's longest and first steps.
+
+    It ends after about `seconds`. Raises TrainingError where the process cannot do it, with its last words.
+    """
+    until = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder:
+        text = spec.dump(resolved.experiment, dict(resolved.origins))
+        (Path(folder) / "resolved.yaml").write_text(text, encoding="utf-8")
+        wishes = {"data": str(dataset.path), "budget": planned.budget, "recompute": planned.recompute, "until": until}
+        (Path(folder) / "wishes.json").write_text(json.dumps(wishes), encoding="utf-8")
+        command = [sys.executable, "-m", "luthier.workbench", folder]
+        done = subprocess.run(command, env=redaction.inherited(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise TrainingError(f"the steps could not be measured: {redaction.strike(last[:300])}")
+    told = json.loads(done.stdout.splitlines()[-1])
+    return dataclasses.replace(planned, memory_bytes=told["memory_bytes"], seconds=told["seconds"], measured=True)
+
+
+def _measure(folder: Path) -> measuring.Measured:
+    """The fresh process of `measured`: what a worker does up to its first steps, watched."""
+    neighbours, before = hardware.Neighbours(), measuring.resident_bytes()
+    torch.set_num_threads(neighbours.threads())
+    wishes = json.loads((folder / "wishes.json").read_text(encoding="utf-8"))
+    bench = lay(spec.load(folder / "resolved.yaml"), load_dataset(Path(wishes["data"])))
+    tuned = methods.attach(bench.base, [bench.experiment.method], [bench.experiment.seed])
+    training = bench.experiment.training.model_copy(update={"gradient_checkpointing": wishes["recompute"]})
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir()
+    job = Job("plan", training, bench.experiment.seed, bench.train, (), checkpoints)
+    return measuring.measure(tuned, job, wishes["budget"], before, wishes["until"])
 
 
 def _weights_tell(experiment: spec.Experiment) -> bool:
@@ -246,12 +322,19 @@ def base_of(run: Run) -> Tuned:
     return alone
 
 
-def _exceeds_one_device(model: spec.Model) -> bool:
-    """Whether a base's weights alone fill a device, so that it must be spread to be asked anything."""
+def must_shard(run: Run) -> bool:
+    """Whether the run's frozen base leaves no room to train beside it, so that its processes must share its layers."""
+    experiment = experiment_of(run)
+    alike = isinstance(experiment.method, spec.Lora | spec.PromptTuning)  # not quantized, which FSDP2 cannot cut
+    return alike and _exceeds_one_device(experiment.model, 0.7)
+
+
+def _exceeds_one_device(model: spec.Model, share: float = 0.9) -> bool:
+    """Whether a base's weights alone fill that share of a device."""
     machine = hardware.machine()
     width = 4 if (machine.dtype if model.dtype == "auto" else model.dtype) == "float32" else 2
     weights = facts.inspect(model.name, model.revision).parameters * width
-    return machine.device != "cpu" and weights > 0.9 * machine.memory_bytes
+    return machine.device != "cpu" and weights > share * machine.memory_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,3 +393,7 @@ def _said(
     wishes = experiment.evaluation
     longest = wishes.max_new_tokens or run.facts["longest_answer"]
     return speech.stream(tuned, slot, ids, longest, wishes.temperature, experiment.seed)
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(_measure(Path(sys.argv[1])))))

@@ -8,6 +8,7 @@ A run may be ended at any moment and carried again: each step finds what an earl
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -21,18 +22,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import ownership, redaction, runs
+from luthier import hardware, ownership, redaction, runs
 from luthier.disk import write_json
 from luthier.errors import LuthierError, TrainingError
-from luthier.runs import Evaluated, Finished, Noted, Run
+from luthier.runs import Evaluated, Event, Finished, Noted, Run, Started
 
 if TYPE_CHECKING:
     from luthier.assessment import Exam
     from luthier.evaluation.predictions import Answerer
     from luthier.models.methods import Tuned
+    from luthier.spec import Training
+    from luthier.train.ranks import Ranks
     from luthier.workbench import Bench
 
 Stop = Callable[[], bool]
+ENVIRONMENT = "environment.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
@@ -45,7 +49,8 @@ def main() -> int:
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
-    return work(Path(sys.argv[1]).resolve(), asked.is_set)
+    first = os.environ.get("RANK", "0") == "0"  # torchrun's: this process's number
+    return (work if first else assist)(Path(sys.argv[1]).resolve(), asked.is_set)
 
 
 def work(path: Path, stop: Stop) -> int:
@@ -56,6 +61,27 @@ def work(path: Path, stop: Stop) -> int:
     except LuthierError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 1
+
+
+def assist(path: Path, stop: Stop) -> int:
+    """A process beside the one that owns the run: the same base and rows, its part of every step. It writes nothing."""
+    from luthier import workbench
+    from luthier.models import methods
+    from luthier.train.ranks import Parted, joined
+
+    run = runs.load(path)
+    try:
+        with joined() as crew:
+            ranks = crew.sharing_layers() if workbench.must_shard(run) else crew
+            bench = workbench.of_run(run, ranks.shard if ranks.sharded else None)
+            tuned = methods.attach(bench.base, [bench.experiment.method], [bench.experiment.seed])
+            _train(run, bench, tuned, lambda: stop() or ownership.stop_asked(path), ranks)
+    except Parted:
+        return 0  # the owner has ended the run, and says how
+    except LuthierError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _to_the_end(run: Run, stop: Stop) -> int:
@@ -99,16 +125,40 @@ def _finished(run: Run, state: runs.State, reason: str) -> Finished:
 
 def carry(run: Run, stop: Stop) -> Finished:
     """All of a run's work. Raises LuthierError where it cannot go on, Stopped where it was asked to end."""
-    if ownership.stop_asked(run.path):  # it was stopped while this process was starting
-        raise Stopped
+    if "WORLD_SIZE" not in os.environ:  # it may have been stopped while this process was starting
+        _go_on(stop)
     _note(run, "progress", "loading the base")
-    from luthier import assessment, workbench  # heavy from here on: the run is owned already
-    from luthier.data import gate
-    from luthier.models import adapters, methods
+    neighbours = hardware.Neighbours()  # who else computes here shows while the imports run
+    from luthier import workbench  # heavy from here on: the run is owned already
+    from luthier.models import adapters
+    from luthier.train.ranks import joined
 
-    _share_cores()
-    write_json(run.path / "environment.json", _environment())
-    bench = workbench.of_run(run)
+    with joined() as crew:
+        _go_on(stop)  # of several processes one may only leave when the others can see it go
+        ranks = crew.sharing_layers() if workbench.must_shard(run) else crew
+        _choose(run, neighbours, ranks.count)
+        bench, tuned, exam = _lay_out(run, ranks)
+        _go_on(stop)
+        before = None if ranks.sharded else _ask_base(run, bench, tuned, exam, stop)
+        end = _train(run, bench, tuned, stop, ranks)
+    if end.state != "done":
+        return end
+    if not workbench.result_of(run).exists():
+        adapters.save(tuned, tuned.slots[0], workbench.result_of(run))
+    if ranks.sharded:  # the others have left: what answers is the base laid over all devices anew
+        tuned = workbench.open_run(run)
+        before = _ask_base(run, bench, tuned, exam, stop)
+    _judge(run, tuned, exam, before, stop)
+    return end
+
+
+def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
+    """The base with its slot, the rows, what will be asked; with a word on what the rows promise."""
+    from luthier import assessment, workbench
+    from luthier.data import gate
+    from luthier.models import methods
+
+    bench = workbench.of_run(run, ranks.shard if ranks.sharded else None)
     for finding in bench.findings:
         _note(run, finding.code, finding.message, finding.rows)
     for remark in bench.remarks:
@@ -119,16 +169,7 @@ def carry(run: Run, stop: Stop) -> Finished:
         _note(run, "layout", tuned.note)
     longest = max(int(row.train_L.sum()) for row in bench.train)
     runs.update(run.path, {"facts": {"longest_answer": longest}})
-    exam = assessment.exam(bench.experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest)
-    _go_on(stop)
-    before = _ask_base(run, bench, tuned, exam, stop)
-    end = _train(run, bench, tuned, stop)
-    if end.state != "done":
-        return end
-    if not workbench.result_of(run).exists():
-        adapters.save(tuned, tuned.slots[0], workbench.result_of(run))
-    _judge(run, tuned, exam, before, stop)
-    return end
+    return bench, tuned, assessment.exam(bench.experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest)
 
 
 def _ask_base(run: Run, bench: Bench, tuned: Tuned, exam: Exam, stop: Stop) -> tuple[Answerer, str] | None:
@@ -171,32 +212,47 @@ def _heard(run: Run, doing: str, total: int, stop: Stop) -> Callable[[int], None
     return heard
 
 
-def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop) -> Finished:
+def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop, ranks: Ranks) -> Finished:
     """Hand the loop its job; its events go into the folder, but for the end, which comes after the verdict."""
-    from luthier import hardware
     from luthier.evaluation import curves
-    from luthier.train import plan
     from luthier.train.loop import Job, train
 
-    experiment, slot = bench.experiment, tuned.slots[0]
-    memory = hardware.machine().memory_bytes
-    training = plan.fitted(experiment, bench.train, bench.base.facts, slot.trainable_parameters, memory)
-    if training.gradient_checkpointing and experiment.training.gradient_checkpointing is None:
-        _note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
-    checkpoints = run.path / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
-    job = Job(run.id, training, experiment.seed, bench.train, bench.validation, checkpoints)
+    training, budget = ranks.by_lead(lambda: _fitted(run, bench))
+    job = Job(run.id, training, bench.experiment.seed, bench.train, bench.validation, run.path / "checkpoints")
+    told: list[Event] = []
     warned = False
-    for event in train(tuned, [job], stop):
+
+    def halved(tokens: int) -> None:
+        if ranks.leads:
+            _keep_choice(run, "budget", tokens)
+
+    for event in train(tuned, [job], stop, budget, halved, ranks):
         if isinstance(event, Finished):
             return event
+        if not ranks.leads:
+            continue
         runs.append(run.path, event)
+        told = runs.read_events(run.path) if isinstance(event, Started) else told  # without what is now done again
+        told.append(event)
         if isinstance(event, Evaluated) and not warned:
-            said = curves.overfitting(curves.from_events(runs.read_events(run.path)))
+            said = curves.overfitting(curves.from_events(told))
             if said:
                 _note(run, "overfitting", said, step=event.step)
                 warned = True
     raise TrainingError("training ended without saying how", where=str(run.path))
+
+
+def _fitted(run: Run, bench: Bench) -> tuple[Training, int]:
+    """How the run fits into memory, and the budget of a micro-batch: decided by the owner, done so by every process."""
+    from luthier import workbench
+
+    fit, asked = workbench.fit(bench), bench.experiment.training.gradient_checkpointing
+    if fit.training.gradient_checkpointing and asked is None:
+        _note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
+    budget = int(_choices(run).get("budget") or fit.budget)
+    _keep_choice(run, "budget", budget)
+    (run.path / "checkpoints").mkdir(exist_ok=True)
+    return fit.training, budget
 
 
 def _note(run: Run, kind: str, message: str, rows: tuple[str, ...] = (), step: int = 0) -> None:
@@ -208,21 +264,41 @@ def _go_on(stop: Stop) -> None:
         raise Stopped
 
 
-def _share_cores() -> None:
-    """No more threads than cores that this process may use: torch counts the machine's, not the container's."""
+def _choose(run: Run, neighbours: hardware.Neighbours, processes: int) -> None:
+    """What is measured and decided once a run, and kept by every later attempt: equal choices give equal bits.
+
+    Written to environment.json under `choices`: `threads`, here; `budget`, the stored tokens of a micro-batch, by
+    `_train`. OMP_NUM_THREADS (`threads` in luthier.toml) is somebody's wish and wins.
+    """
     import torch
 
-    from luthier import hardware
+    kept = _choices(run)
+    said = "OMP_NUM_THREADS" in os.environ
+    threads = neighbours.threads() if said or "threads" not in kept else int(kept["threads"])
+    torch.set_num_threads(threads)
+    write_json(
+        run.path / ENVIRONMENT, _environment() | {"processes": processes, "choices": kept | {"threads": threads}}
+    )
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), hardware.cores()))
+
+def _choices(run: Run) -> dict[str, Any]:
+    """What earlier attempts chose; nothing in a new run."""
+    try:
+        return dict(json.loads((run.path / ENVIRONMENT).read_text(encoding="utf-8")).get("choices", {}))
+    except FileNotFoundError:
+        return {}
+
+
+def _keep_choice(run: Run, name: str, value: Any) -> None:
+    written = json.loads((run.path / ENVIRONMENT).read_text(encoding="utf-8"))
+    write_json(run.path / ENVIRONMENT, written | {"choices": written["choices"] | {name: value}})
 
 
 def _environment() -> dict[str, Any]:
     """What the figures of this run were made with."""
     import torch
 
-    from luthier import __version__, hardware
+    from luthier import __version__
 
     machine = hardware.machine()
     return {

@@ -25,7 +25,7 @@ OWN_FLAGS = {
     "schema": set(),
     "prepare": {"--json"},
     "look": {"--rows", "--split", "--set", "--json"},
-    "plan": {"--set", "--json"},
+    "plan": {"--set", "--measure", "--json"},
     "tune": {"--set", "--new", "--json"},
     "stop": set(),
     "resume": {"--json"},
@@ -178,6 +178,9 @@ def test_before_a_run_data_tokens_and_plan_are_shown(luthier: Luthier, experimen
     assert len(seen["pieces"]) == len(seen["trained"]) and "".join(seen["pieces"]) in looked.out.replace("⟦", "")
     planned = luthier("plan").out
     assert re.search(r"training\.learning_rate +0\.01 +you", planned) and "3 in all" in planned
+    assert re.search(r"data\.format +input_output +found", planned) and "by formula" in planned
+    measured = json.loads(luthier("plan", "--measure", "--json").out)["plan"]
+    assert measured["measured"] and measured["memory_bytes"] > 2**20 and measured["seconds"] > 0
 
 
 def test_after_a_run_it_is_listed_shown_asked_and_compared(

@@ -160,15 +160,21 @@ def look(
         screen.out().print(screen.tokens(seen.pieces, seen.trained), soft_wrap=True)
 
 
-def plan(file: File = EXPERIMENT, sets: Set = NOTHING, as_json: Json = False) -> None:
-    """What a run would do: rows, tokens, steps, memory; and where every value comes from. Nothing is trained."""
+def plan(
+    file: File = EXPERIMENT,
+    sets: Set = NOTHING,
+    measure: Annotated[bool, typer.Option("--measure", help="Run some steps, 20 s at most: memory and time.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a run would do: rows, tokens, steps, memory, time; and where every value comes from. Nothing is kept."""
     from luthier import spec
 
     here, experiment = _studio(), _experiment(file, sets)
     with screen.busy(READING):
         draft = here.draft(experiment)
-        planned = here.plan(draft)
-    values, origins = spec.leaves(draft.resolved.experiment), draft.resolved.origins
+        planned = here.plan(draft, measure)
+    values = spec.leaves(draft.resolved.experiment) | planned.found
+    origins = {**draft.resolved.origins, **dict.fromkeys(planned.found, "found")}
     if as_json:
         told = {path: {"value": value, "origin": origins[path]} for path, value in values.items()}
         screen.as_json(

@@ -149,6 +149,10 @@ def value(given: Any) -> str:
 def plan_words(plan: Plan, counts: Mapping[str, int]) -> dict[str, str]:
     """A plan in words."""
     shared = f", {plan.shared_tokens:,} of them shared" if plan.shared_tokens else ""
+    saved = {name: count for name, count in plan.saved_tokens.items() if any(plan.saved_tokens.values())}
+    about = "" if plan.measured else "about "
+    origin = "measured" if plan.measured else "by formula; `--measure` runs some steps"
+    budget = f"micro-batches of up to {plan.budget:,} tokens" + (", activations recomputed" if plan.recompute else "")
     told = {
         "rows": ", ".join(f"{count:,} {split}" for split, count in counts.items()),
         "tokens": f"{plan.tokens:,} an epoch, {plan.trained_tokens:,} trained{shared}",
@@ -157,8 +161,10 @@ def plan_words(plan: Plan, counts: Mapping[str, int]) -> dict[str, str]:
         "steps": f"{plan.steps:,} in all",
         "cut rows": f"{plan.truncated:,}" if plan.truncated else "",
         "trainable": "" if plan.trainable_parameters is None else f"{plan.trainable_parameters:,} parameters",
-        "memory": size(plan.memory_bytes) and f"about {size(plan.memory_bytes)}",
-        "time": "" if plan.seconds is None else f"about {plan.seconds:,.0f} s",
+        "shared by": ", ".join(f"`batching: {name}` {count:,}" for name, count in saved.items()),
+        "numbers": ", ".join(f"{what} {dtype}" for what, dtype in plan.dtypes.items()),
+        "memory": size(plan.memory_bytes) and f"{about}{size(plan.memory_bytes)} ({origin}), {budget}",
+        "time": "" if plan.seconds is None else f"{about}{clock(plan.seconds)} for all steps ({origin})",
     }
     return {name: words for name, words in told.items() if words}
 

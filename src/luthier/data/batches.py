@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,13 +33,26 @@ _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, hence 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one slot brings to a step. `weight` is the worth of one supervised entry in the slot's loss."""
+    """What one slot brings to a step. `weight` is the worth of one supervised entry in the slot's loss.
+
+    `numbers` are the examples' places in the step, where this is a part of one.
+    """
 
     slot: int
     examples: Sequence[Encoded]
     weight: float
     virtual_tokens: int = 0
     share_prefixes: bool = True
+    numbers: Sequence[int] | None = None
+
+    def place(self, i: int) -> int:
+        """The place in the step of the i-th example here."""
+        return i if self.numbers is None else self.numbers[i]
+
+    def numbered(self) -> list[tuple[int, Encoded]]:
+        """The examples with their places in the step; those that share prefixes in the order of their content."""
+        pairs = [(self.place(i), row) for i, row in enumerate(self.examples)]
+        return sorted(pairs, key=lambda pair: _sort_key(pair[1].ids_L)) if self.share_prefixes else pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,11 @@ class FlatBatch:
         """Outputs a unit of `ranges` has: one, a token's own."""
         return 1
 
+    @property
+    def stored(self) -> int:
+        """Tokens in memory."""
+        return len(self.tokens_T)
+
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
@@ -95,6 +113,11 @@ class PaddedBatch:
     def width(self) -> int:
         """Outputs a unit of `ranges` has: M, or L where there is no target."""
         return self.targets_BM.shape[1] or self.source_BL.shape[1]
+
+    @property
+    def stored(self) -> int:
+        """Tokens in memory, padding included."""
+        return self.source_BL.size + self.targets_BM.size
 
 
 # ---------------------------------------------------------------------------------------------------------- the order
@@ -139,11 +162,8 @@ def flat_batches(shares: Sequence[Share], budget: int) -> Iterator[FlatBatch]:
     """
     forest = _Forest()
     for share in shares:
-        numbered = list(enumerate(share.examples))
-        if share.share_prefixes:
-            numbered.sort(key=lambda pair: _sort_key(pair[1].ids_L))
         forest.open(share)
-        for number, row in numbered:
+        for number, row in share.numbered():
             if forest.size and forest.size + forest.new_tokens(row) > budget:
                 yield forest.close()
                 forest = _Forest()
@@ -151,6 +171,29 @@ def flat_batches(shares: Sequence[Share], budget: int) -> Iterator[FlatBatch]:
             forest.add(row, number)
     if forest.size:
         yield forest.close()
+
+
+def part_of(shares: Sequence[Share], rank: int, count: int) -> list[Share]:
+    """What process `rank` of `count` computes of a step: a contiguous piece of its examples, sorted, of equal cost.
+
+    The cost of an example is what it stores after the one before. A slot's weight stays that of the whole step, so
+    the pieces' gradients and losses add up to the step's.
+    """
+    laid = [(share, number, row) for share in shares for number, row in share.numbered()]
+    costs = [len(row.ids_L) for _, _, row in laid]
+    for i in range(1, len(laid)):
+        (share, _, row), (share_before, _, before) = laid[i], laid[i - 1]
+        if share is share_before and share.share_prefixes and row.label < 0:
+            costs[i] -= _common_prefix(before.ids_L, row.ids_L)
+    middles = np.cumsum(costs) - np.array(costs) / 2
+    owners = np.minimum(middles * count // max(1, sum(costs)), count - 1)
+    mine = [triple for triple, owner in zip(laid, owners, strict=True) if owner == rank]
+    parts = []
+    for share, group in itertools.groupby(mine, key=lambda triple: triple[0].slot):
+        numbers, rows = zip(*((number, row) for _, number, row in group), strict=True)
+        whole = next(other for other in shares if other.slot == share)
+        parts.append(replace(whole, examples=rows, numbers=numbers))
+    return parts
 
 
 def stored_tokens(rows: Sequence[Encoded], share_prefixes: bool = True) -> int:
@@ -268,7 +311,7 @@ def padded_batches(shares: Sequence[Share], budget: int, pad_id: int, paired: bo
     bucket: list[_Padded] = []
     source = target = 0  # the bucket's longest
     for share in shares:
-        rows = [_Padded.of(share, number, row, paired) for number, row in enumerate(share.examples)]
+        rows = [_Padded.of(share, share.place(i), row, paired) for i, row in enumerate(share.examples)]
         for row in sorted(rows, key=lambda row: (max(row.lengths), row.lengths, row.number)):
             source, target = max(source, row.lengths[0]), max(target, row.lengths[1])
             if bucket and (len(bucket) + 1) * (source + target) > budget:

@@ -222,11 +222,18 @@ def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) ->
     for start in range(0, len(examples), _BATCH):
         batch = [pieces(example, tokenizer, rules) for example in examples[start : start + _BATCH]]
         texts = [piece.text for parts in batch for piece in parts]
-        coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        found = iter(zip(coded.input_ids, coded.offset_mapping, strict=True))
+        found = ((coded.ids, coded.offsets) for coded in _coded(texts, tokenizer))
         for parts in batch:
             templated = any(piece.end == "template" for piece in parts)
             yield _joined([(piece, *next(found)) for piece in parts], [] if templated else opening, rules)
+
+
+def _coded(texts: Sequence[str], tokenizer: Any) -> Sequence[Any]:
+    """Ids and offsets as `tokenizer(texts, add_special_tokens=False)` gives them, without its copies of masks and
+    types, which take as long as the tokens. Its first call brings the tokenizer behind it into the same state."""
+    if texts:
+        tokenizer(texts[:1], add_special_tokens=False, verbose=False)
+    return tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
 
 
 def _joined(parts: Sequence[tuple[Piece, list[int], list[Span]]], opening: list[int], rules: Rules) -> _Tokens:

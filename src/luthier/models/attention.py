@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,3 +135,22 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.float().softmax(-1).to(q.dtype) @ v
+
+
+class Outline(torch.autograd.Function):
+    """`attend` without numbers, for tensors of torch's meta device: gives `(T, H, d)`, and keeps for the backward pass
+    what the fused kernel keeps: gathered queries, keys and values, the output, one sum a row and head, the masks."""
+
+    @staticmethod
+    def forward(ctx: Any, query_HTd: Tensor, key_GTd: Tensor, value_GTd: Tensor, where: Layout) -> Tensor:
+        heads, tokens, width = query_HTd.shape
+        gathered = sum(len(keys) for *_, keys in where.groups)
+        masks = sum(length * (ancestors + length) for ancestors, length, *_ in where.groups if length > 1)
+        kept = [(tokens, heads, width), (gathered, len(key_GTd), width), (gathered, len(value_GTd), width)]
+        ctx.save_for_backward(*(query_HTd.new_empty(shape) for shape in [*kept, kept[0], (tokens, heads), (masks,)]))
+        ctx.shapes = query_HTd.shape, key_GTd.shape, value_GTd.shape
+        return query_HTd.new_empty(tokens, heads, value_GTd.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *(grad.new_empty(shape) for shape in ctx.shapes), None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,16 @@ def load(
     spread: bool = False,
     max_memory: Mapping[int | str, int | str] | None = None,
     weights: bool = True,
+    shard: Callable[[Any], None] | None = None,
 ) -> Base:
     """Load the base `model` for `method` (None: to evaluate or generate).
 
     `labels` are an encoder's classes in the order of its outputs. float32 on a CPU, bfloat16 on a GPU unless the model
     says otherwise (full tuning: float32). qlora quantizes at load (NF4 or 8 bits) a base that is not stored quantized.
     `spread` lays a base that is larger than one device over all of them, then memory, then disk, within `max_memory`
-    (bytes or "10GiB" by device): for evaluation and generation only. Without `weights` only shapes are there, on
-    torch's meta device: for plans. Raises ModelError, MissingExtra (bitsandbytes).
+    (bytes or "10GiB" by device): for evaluation and generation only. `shard` is given the network in the host's memory
+    and lays it over the processes that train it together. Without `weights` only shapes are there, on torch's meta
+    device: for plans. Raises ModelError, MissingExtra (bitsandbytes).
     """
     machine = machine or hardware.machine()
     folder, commit = locate(model.name, model.revision, weights)
@@ -99,11 +101,16 @@ def load(
     if labels and facts.family == "encoder":
         _set_labels(config, labels)
     dtype = _dtype(model.dtype, machine, method)
-    placement = {"dtype": dtype} | _devices(machine, spread, max_memory)
+    placement = {"dtype": dtype} | (_devices(machine, spread, max_memory) if shard is None else {})
     if method is not None and method.type == "qlora" and not facts.quantized:
         placement["quantization_config"] = _quantization(method, dtype, config, facts.family)
     config._attn_implementation = None if model.attention in (None, "auto") else model.attention
-    network, missing = _network(folder, config, facts.family, placement) if weights else _shapes(folder, config, facts)
+    if weights:
+        network, missing = _network(folder, config, facts.family, placement)
+    else:
+        network, missing = _shapes(folder, config, facts, dtype), set()
+    if shard is not None:
+        shard(network)
     tokenizer, pad, remark = _tokenizer(folder, config, model.chat_template)
     return Base(
         model=network,
@@ -161,6 +168,8 @@ def _check_method(facts: BaseFacts, method: Any) -> None:
 def _devices(machine: hardware.Machine, spread: bool, limits: Mapping[int | str, int | str] | None) -> dict[str, Any]:
     if spread or limits is not None:
         return {"device_map": "auto", "max_memory": limits and dict(limits)}
+    if machine.device == "cuda":
+        return {"device_map": {"": torch.cuda.current_device()}}  # each of several processes has its own
     return {"device_map": {"": machine.device}} if machine.device != "cpu" else {}
 
 
@@ -215,13 +224,15 @@ def _network(folder: Path, config: Any, family: str, placement: dict[str, Any]) 
     return network.requires_grad_(False).eval(), missing
 
 
-def _shapes(folder: Path, config: Any, facts: BaseFacts) -> tuple[Any, set[str]]:
+def _shapes(folder: Path, config: Any, facts: BaseFacts, dtype: torch.dtype) -> Any:
     """The network without numbers. What an encoder's checkpoint lacks is not known then: nothing is called missing."""
     with torch.device("meta"), quiet():
-        network = auto_class(facts.family).from_config(config, trust_remote_code=False)
+        network = auto_class(facts.family).from_config(config, trust_remote_code=False, dtype=dtype)
+    if facts.family == "seq2seq":
+        network.set_attn_implementation("eager")  # the others look at a mask's values to choose their kernel
     if facts.family != "encoder" and (folder / "generation_config.json").is_file():
         network.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return network.requires_grad_(False).eval(), set()
+    return network.requires_grad_(False).eval()
 
 
 def _heads(network: Any) -> list[str]:

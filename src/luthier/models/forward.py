@@ -24,7 +24,8 @@ from transformers.utils import ModelOutput
 
 from luthier.data.batches import FlatBatch, PaddedBatch
 from luthier.data.examples import Encoded
-from luthier.models.attention import attend, layout
+from luthier.models import flex
+from luthier.models.attention import Outline, attend, layout
 from luthier.models.loss import entry_nll, supervised_nll
 from luthier.models.prompt import embed_with_prompts
 
@@ -44,9 +45,12 @@ def _attention(
     if isinstance(said["layout"], list):  # nothing is computed, only who asks is noted (`keeps_its_attention`)
         said["layout"].append(module)
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+    if query.is_meta:
+        return Outline.apply(query[0], key[0], value[0], said["layout"])[None], None
     scaling, dropout = said.get("scaling"), said.get("dropout", 0.0)
     window, softcap = said.get("sliding_window"), said.get("softcap")
-    return attend(query[0], key[0], value[0], said["layout"], scaling, dropout, window, softcap)[None], None
+    attending = flex.attend if isinstance(said["layout"], flex.Intervals) else attend
+    return attending(query[0], key[0], value[0], said["layout"], scaling, dropout, window, softcap)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -142,6 +146,7 @@ class Forward:
         self.position_offset = position_offset
         self.start_id = start_id if start_id is not None else 0  # only an encoder-decoder has one
         self.head = _head_of(model) if family != "seq2seq" else model
+        self.fused = model.device.type == "cuda"  # one kernel for the whole row (`flex.py`), or one call a segment
         self.mean_pooling = model.config.to_dict().get("classifier_pooling") == "mean"
         self.numbered = "position_ids" in inspect.signature(model.base_model.forward).parameters  # else: relative
 
@@ -153,8 +158,8 @@ class Forward:
         sources_S = torch.from_numpy(batch.sources_S).to(device)
         targets_S = torch.from_numpy(batch.targets_S).to(device)
         if self.family == "seq2seq":
-            return entry_nll(self._answers(batch, prompts).flatten(0, 1), sources_S, targets_S)
-        hidden_TD = self._hidden(batch, prompts)
+            return entry_nll(self.hidden(batch, prompts).flatten(0, 1), sources_S, targets_S)
+        hidden_TD = self.hidden(batch, prompts)
         if self.family == "encoder":
             logits_SC = self._class_logits(batch, hidden_TD, heads)
             return entry_nll(logits_SC, torch.arange(len(logits_SC), device=device), targets_S)
@@ -166,29 +171,37 @@ class Forward:
         """Logits at the source of every supervised entry, `(S, V)` or `(S, classes)` float32."""
         sources_S = torch.from_numpy(batch.sources_S).to(self.model.device)
         if self.family == "seq2seq":
-            return self._answers(batch, prompts).flatten(0, 1)[sources_S].float()
-        hidden_TD = self._hidden(batch, prompts)
+            return self.hidden(batch, prompts).flatten(0, 1)[sources_S].float()
+        hidden_TD = self.hidden(batch, prompts)
         if self.family == "encoder":
             return self._class_logits(batch, hidden_TD, heads).float()
         return self._token_logits(hidden_TD[sources_S]).float()
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """The model's own embedding, with whatever scaling belongs to it."""
-        return self.model.get_input_embeddings()(ids.to(self.model.device))
+    def hidden(self, batch: Batch, prompts: Mapping[int, Tensor]) -> Tensor:
+        """(T, D): the backbone's last rows, those of a padded batch one sequence after another (T = B · L).
 
-    def _hidden(self, batch: Batch, prompts: Mapping[int, Tensor]) -> Tensor:
-        """(T, D): the backbone's last hidden rows, those of a padded batch one sequence after another (T = B · L)."""
+        For an encoder-decoder the whole model's logits, `(B, M, V)`.
+        """
+        if self.family == "seq2seq":
+            return self._answers(batch, prompts)
         call = self._flat_call(batch, prompts) if isinstance(batch, FlatBatch) else self._padded_call(batch, prompts)
         if self.family == "causal":
             call["use_cache"] = False
         return self.model.base_model(**call).last_hidden_state.flatten(0, 1)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The model's own embedding, with whatever scaling belongs to it."""
+        return self.model.get_input_embeddings()(ids.to(self.model.device))
 
     def _flat_call(self, batch: FlatBatch, prompts: Mapping[int, Tensor]) -> dict[str, Any]:
         device = self.model.device
         tokens_T = torch.from_numpy(batch.tokens_T).to(device)
         positions_T = torch.from_numpy(batch.positions_T).to(device) + self.position_offset
         call: dict[str, Any] = {"position_ids": positions_T[None]}
-        call["layout"] = layout(batch.positions_T, self.family == "causal", device)
+        if self.fused:
+            call["layout"] = flex.Intervals(self.family == "causal", batch.positions_T, batch.ends_T, device)
+        else:
+            call["layout"] = layout(batch.positions_T, self.family == "causal", device)
         return call | self._tokens(tokens_T[None], batch.ranges, prompts)
 
     def _padded_call(self, batch: PaddedBatch, prompts: Mapping[int, Tensor]) -> dict[str, Any]:
@@ -198,7 +211,8 @@ class Forward:
         rows, width = source_BL.shape
         lengths_B = torch.from_numpy(batch.source_lengths_B).to(device)
         places_L = torch.arange(width, device=device)
-        call: dict[str, Any] = {"attention_mask": (places_L < lengths_B[:, None]).long()}
+        mask_BL = (places_L < lengths_B[:, None]).long()
+        call: dict[str, Any] = {"attention_mask": None if mask_BL.is_meta else mask_BL}  # shapes alone need no mask
         if self.numbered:
             call["position_ids"] = (places_L + self.position_offset).expand(rows, width)
         ranges = [(slot, start * width, stop * width) for slot, start, stop in batch.ranges]

@@ -64,6 +64,11 @@ class Tuned:
         self._board(batch, steps)
         return self._forward.nll(batch, self._prompts, self._heads)
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """What the output layer or head would be given in training (`Forward.hidden`); also without numbers."""
+        self._board(batch, {slot.index: 0 for slot in self.slots})
+        return self._forward.hidden(batch, self._prompts)
+
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Logits at every supervised entry, `(S, V)`; for an encoder class logits, `(S, classes)`."""

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -37,9 +39,11 @@ from luthier.spec import Training, batches_per_epoch, steps_per_epoch
 from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress
 from luthier.train.optimizer import SlotOptimizer
+from luthier.train.ranks import ALONE, Ranks
+from luthier.train.room import TOKEN_BUDGET, Room, out_of_memory
 
 BAD_STEPS_IN_A_ROW = 3
-TOKEN_BUDGET = 4096
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,36 +82,48 @@ class Asked(Exception):
 
 
 def train(
-    tuned: Tuned, jobs: Sequence[Job], stop: Callable[[], bool] = lambda: False, budget: int = TOKEN_BUDGET
-) -> Iterator[Event]:
+    tuned: Tuned,
+    jobs: Sequence[Job],
+    stop: Callable[[], bool] = lambda: False,
+    budget: int = TOKEN_BUDGET,
+    halved: Callable[[int], None] = lambda _: None,
+    ranks: Ranks = ALONE,
+) -> Generator[Event, None, None]:
     """Train slot i of `tuned` on job i until every job has finished; afterwards each slot holds its best weights.
 
     Resumes each job from its newest checkpoint that verifies. `stop` is asked between micro-batches: when it says yes
     the unfinished update or evaluation is forgotten, every live job saves and ends as `stopped`. `budget` is the number
     of stored tokens that fit in a micro-batch; it changes no result beyond float32 rounding (but for full tuning of a
-    base with dropout, whose draws follow the micro-batches).
+    base with dropout, whose draws follow the micro-batches). Where memory ends before the budget does, it is halved,
+    `halved` is told, and what was half done is done again; a new run tries its longest micro-batch first.
 
-    Raises TrainingError where a checkpoint does not fit or the disk is full.
+    Of several processes (`ranks`) each calls this with the same jobs; all see the same events, rank 0 saves.
+
+    Raises TrainingError where a checkpoint or an example does not fit, or the disk is full.
     """
     lanes = [_lane(slot, job) for slot, job in zip(tuned.slots, jobs, strict=True)]
     if any(lane.job.training.gradient_checkpointing for lane in lanes):
         tuned.checkpoint_activations()
+    stop = ranks.together(stop)
     for lane in lanes:
-        yield from _begin(lane)
+        yield from _begin(lane, ranks)
+    room = Room(budget, max(_longest(lane) for lane in lanes), halved)
+    if all(lane.live and lane.progress.step == 0 for lane in lanes):
+        yield from _within_memory(room, ranks, lanes, partial(_rehearse, tuned, lanes))
     try:
         for lane in lanes:
-            yield from _look_back(tuned, lane, stop, budget)
+            yield from _look_back(tuned, lane, stop, room, ranks)
         while turn := [lane for lane in lanes if lane.live]:
             started = time.monotonic()
-            _accumulate(tuned, turn, stop, budget)
+            yield from _within_memory(room, ranks, turn, partial(_accumulate, tuned, turn, stop, ranks))
             for lane in turn:
                 yield from _update(lane, time.monotonic() - started)
             for lane in turn:
-                yield from _look_back(tuned, lane, stop, budget)
+                yield from _look_back(tuned, lane, stop, room, ranks)
     except Asked:
         for lane in lanes:
             if lane.live:
-                yield from _halt(lane)
+                yield from _halt(lane, ranks)
 
 
 def lay_out(tuned: Tuned, shares: Sequence[Share], budget: int) -> Iterator[Batch]:
@@ -121,16 +137,20 @@ def validation_loss(
     rows: Sequence[Encoded],
     stop: Callable[[], bool] = lambda: False,
     budget: int = TOKEN_BUDGET,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Mean negative log-likelihood per trained token (per example for classes). Raises Asked when `stop` says yes."""
-    share = _share(slot, rows, share_prefixes=True)
-    total = 0.0
+    part = ranks.part([_share(slot, rows, share_prefixes=True)])
+    total, asked = 0.0, False
     with torch.no_grad():
-        for batch in lay_out(tuned, [share], budget):
-            if stop():
-                raise Asked
+        for batch in ranks.in_step(lay_out(tuned, part, budget)):
+            if asked := stop():
+                break
             nll_S, _ = tuned.nll(batch)
             total += float(nll_S.double() @ torch.from_numpy(batch.weights_S).to(nll_S.device).double())
+    total, wishes = ranks.sum([total, asked])
+    if wishes:
+        raise Asked
     return total
 
 
@@ -147,9 +167,9 @@ def _lane(slot: Slot, job: Job) -> Lane:
     return Lane(slot, job, SlotOptimizer(slot, training, steps), epoch_steps, steps, Progress())
 
 
-def _begin(lane: Lane) -> Iterator[Event]:
+def _begin(lane: Lane, ranks: Ranks) -> Iterator[Event]:
     job = lane.job
-    found, complaints = checkpoint.newest(job.checkpoints)
+    found, complaints = ranks.by_lead(lambda: checkpoint.newest(job.checkpoints))
     for complaint in complaints:
         yield Noted(job.run, 0, time.time(), "checkpoint", complaint)
     if found is not None:
@@ -176,31 +196,85 @@ def _examples(lane: Lane) -> list[Encoded]:
     return [rows[i] for i in lane.order[1][place * size : (place + 1) * size]]
 
 
+def step_share(tuned: Tuned, slot: Slot, training: Training, rows: Sequence[Encoded]) -> Share:
+    """What a slot brings to an update that draws `rows`."""
+    return _share(slot, rows, training.share_prefixes and not tuned.full)
+
+
 def _share(slot: Slot, rows: Sequence[Encoded], share_prefixes: bool) -> Share:
     entries = trained_entries(rows, slot.virtual_tokens)
     return Share(slot.index, rows, 1 / max(1, entries), slot.virtual_tokens, share_prefixes)
 
 
-def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], budget: int) -> None:
-    """Gradients and losses of one update for every lane. Raises Asked when `stop` says yes."""
+def _within_memory(
+    room: Room, ranks: Ranks, lanes: Sequence[Lane], work: Callable[[int], T]
+) -> Generator[Event, None, T]:
+    """What `work` gives with the room's budget. Where memory ends, half done gradients are forgotten, the budget is
+    halved, and `work` begins again: any budget gives the same result."""
+    while True:
+        try:
+            return work(room.tokens)
+        except (MemoryError, RuntimeError) as error:
+            problem = out_of_memory(error)
+            if problem is None or ranks.sharded:  # the others wait within a layer that this process cannot enter again
+                raise
+        told = room.halve(problem)  # here the error and all that its frames held are gone
+        for lane in lanes:
+            lane.optimizer.zero()
+            yield Noted(lane.job.run, lane.progress.step, time.time(), "memory", told)
+
+
+def longest_batch(tuned: Tuned, work: Sequence[tuple[Slot, Training, Sequence[Encoded]]], budget: int) -> Batch:
+    """The largest micro-batch of a step that drew every slot's longest examples."""
+    shares = []
+    for slot, training, rows in work:
+        longest = sorted(rows, key=lambda row: -len(row.ids_L))[: training.batch_size * training.accumulate_steps]
+        shares.append(step_share(tuned, slot, training, longest))
+    return max(lay_out(tuned, shares, budget), key=lambda batch: batch.stored)
+
+
+def _rehearse(tuned: Tuned, lanes: Sequence[Lane], budget: int) -> None:
+    """Forward and backward through the longest micro-batch, for its memory alone; nothing is learned from it."""
+    for lane in lanes:
+        lane.optimizer.state()  # both moments take their place beside it
+    work = [(lane.slot, lane.job.training, lane.job.train) for lane in lanes]
+    nll_S, _ = tuned.nll(longest_batch(tuned, work, budget), {lane.slot.index: 0 for lane in lanes})
+    nll_S.sum().backward()
+    for lane in lanes:
+        lane.optimizer.zero()
+
+
+def _longest(lane: Lane) -> int:
+    rows = (*lane.job.train, *lane.job.validation)
+    return max(len(row.ids_L) for row in rows) + lane.slot.virtual_tokens
+
+
+def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], ranks: Ranks, budget: int) -> None:
+    """Gradients and losses of one update for every lane. Raises Asked when `stop` says yes, in any process."""
     shares = []
     for lane in turn:
         rows = _examples(lane)
-        sharing = lane.job.training.share_prefixes and not tuned.full
-        shares.append(_share(lane.slot, rows, sharing))
-        lane.loss, lane.tokens = 0.0, stored_tokens(rows, share_prefixes=False)
-    lane_of = {lane.slot.index: lane for lane in turn}
-    steps = {slot: lane.progress.step for slot, lane in lane_of.items()}
-    for micro, batch in enumerate(lay_out(tuned, shares, budget)):
-        if stop():
-            raise Asked
+        shares.append(step_share(tuned, lane.slot, lane.job.training, rows))
+        lane.tokens = stored_tokens(rows, share_prefixes=False)
+    losses = {lane.slot.index: 0.0 for lane in turn}
+    steps = {lane.slot.index: lane.progress.step for lane in turn}
+    asked = False
+    for micro, batch in enumerate(ranks.in_step(lay_out(tuned, ranks.part(shares), budget))):
+        if asked := stop():
+            break
         if tuned.full:  # the base's own dropout draws from torch's global state: seeded here, nothing to save
-            torch.manual_seed(mix(turn[0].job.seed, f"{turn[0].progress.step}.{micro}"))
+            torch.manual_seed(mix(turn[0].job.seed, f"{turn[0].progress.step}.{micro * ranks.count + ranks.rank}"))
         nll_S, _ = tuned.nll(batch, steps)
         weighted_S = nll_S * torch.from_numpy(batch.weights_S).to(nll_S.device)
         weighted_S.sum().backward()
         for slot, loss in _losses_by_slot(batch, weighted_S.detach()).items():
-            lane_of[slot].loss += loss
+            losses[slot] += loss
+    wishes, *summed = ranks.sum([asked, *losses.values()])  # what all hear, before any of them goes on
+    if wishes:
+        raise Asked
+    ranks.sum_gradients([lane.slot for lane in turn])
+    for lane, loss in zip(turn, summed, strict=True):
+        lane.loss = loss
 
 
 def _losses_by_slot(batch: Batch, weighted_S: torch.Tensor) -> dict[int, float]:
@@ -233,7 +307,7 @@ def _update(lane: Lane, seconds: float) -> Iterator[Event]:
         yield Finished(job.run, after.step, time.time(), "failed", reason)
 
 
-def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int) -> Iterator[Event]:
+def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], room: Room, ranks: Ranks) -> Iterator[Event]:
     """After an update: evaluate, save, finish, where due. Done once an update, also when stopped in between."""
     if not lane.live or lane.progress.looked_back:
         return
@@ -241,7 +315,8 @@ def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int) 
     last = step == lane.steps
     better = False
     if lane.job.validation and (last or step % (training.evaluate_every or lane.epoch_steps) == 0):
-        loss = validation_loss(tuned, lane.slot, lane.job.validation, stop, budget)
+        ask = partial(validation_loss, tuned, lane.slot, lane.job.validation, stop, ranks=ranks)
+        loss = yield from _within_memory(room, ranks, [lane], ask)
         best = lane.progress.best_loss
         better = math.isfinite(loss) and (best is None or loss < best)
         if better:
@@ -252,7 +327,7 @@ def _look_back(tuned: Tuned, lane: Lane, stop: Callable[[], bool], budget: int) 
     lane.progress = replace(lane.progress, looked_back=True)
     spent = _out_of_patience(lane)
     if last or spent or better or step % (training.save_every or lane.epoch_steps) == 0:
-        yield _save(lane)
+        yield _save(lane, ranks)
     if last or spent:
         yield from _finish(lane)
 
@@ -262,17 +337,20 @@ def _out_of_patience(lane: Lane) -> bool:
     return patience is not None and lane.progress.worse >= patience
 
 
-def _save(lane: Lane) -> Saved:
-    folder, progress = lane.job.checkpoints, lane.progress
-    path = checkpoint.save(folder, progress, lane.slot.tensors(), lane.optimizer.state())
-    checkpoint.rotate(folder, {progress.step} | ({progress.best_step} if progress.best_step else set()))
-    return Saved(lane.job.run, progress.step, time.time(), str(path))
+def _save(lane: Lane, ranks: Ranks) -> Saved:
+    def save() -> Path:
+        folder, progress = lane.job.checkpoints, lane.progress
+        path = checkpoint.save(folder, progress, lane.slot.tensors(), lane.optimizer.state())
+        checkpoint.rotate(folder, {progress.step} | ({progress.best_step} if progress.best_step else set()))
+        return path
+
+    return Saved(lane.job.run, lane.progress.step, time.time(), str(ranks.by_lead(save)))
 
 
-def _halt(lane: Lane) -> Iterator[Event]:
+def _halt(lane: Lane, ranks: Ranks) -> Iterator[Event]:
     lane.live = False
     lane.optimizer.zero()
-    yield _save(lane)
+    yield _save(lane, ranks)
     yield Finished(
         lane.job.run, lane.progress.step, time.time(), "stopped", "asked to stop; the same command continues"
     )

@@ -1,89 +1,120 @@
 """What a run would do: batches, steps, tokens, and what they cost in memory and time, before any weight is loaded.
 
 The arithmetic is that of the reference documents (`spec`): a batch is `batch_size` examples, a step one adjustment of
-the weights, a remainder is never dropped. Memory and time are estimates from counts; nothing here looks at a device.
+the weights, a remainder is never dropped. Lives here: the plan, and the two decisions that memory asks for. Does not
+live here: the formulas (`cost.py`), measuring (`measure.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from luthier.data.batches import epoch_order, grouped_order, stored_tokens, trained_entries
 from luthier.data.examples import Encoded
-from luthier.presets import BaseFacts
+from luthier.hardware import Machine, Rates
+from luthier.models.methods import Tuned
 from luthier.runs import Plan
-from luthier.spec import Experiment, Full, PromptTuning, QLora, Training, batches_per_epoch, steps_per_epoch
-from luthier.train.loop import TOKEN_BUDGET
+from luthier.spec import Experiment, QLora, Training, batches_per_epoch, steps_per_epoch
+from luthier.train import cost
+from luthier.train.loop import lay_out, longest_batch, step_share
 from luthier.train.optimizer import warmup_steps
+from luthier.train.room import TOKEN_BUDGET
 
 FEW_STEPS_AN_EPOCH = 20
-ACTIVATION_BYTES = 34  # a token, hidden unit and layer, in two-byte numbers (Korthikanti et al., arXiv 2205.05198)
 USABLE_SHARE = 0.8  # of a device's memory: the rest is the allocator's and other people's
+TYPICAL_STEPS = 3
 
 
-def plan(experiment: Experiment, rows: Sequence[Encoded], truncated: int, facts: BaseFacts, trainable: int) -> Plan:
-    """The plan of a resolved experiment on encoded training rows. `trainable` counts the parameters it would train."""
-    training = experiment.training
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a run fits into memory: `training` with `gradient_checkpointing` decided, `budget` tokens a micro-batch, and
+    the bytes its largest step is expected to take."""
+
+    training: Training
+    budget: int
+    memory_bytes: int
+
+
+def fitted(training: Training, rows: Sequence[Encoded], shapes: Tuned, memory_bytes: int) -> Fit:
+    """What memory allows, by formula: first smaller micro-batches, which cost little, down to the longest example; then
+    recomputed activations, which cost a forward pass more. `shapes`: the tuned base, numbers or none."""
+    counted = cost.count(shapes, longest_batch(shapes, [(shapes.slots[0], training, rows)], TOKEN_BUDGET))
+    longest = max(len(row.ids_L) for row in rows) + shapes.slots[0].virtual_tokens
+    usable, budget, recompute = USABLE_SHARE * memory_bytes, TOKEN_BUDGET, bool(training.gradient_checkpointing)
+
+    def needed() -> int:
+        return cost.peak_bytes(counted, shapes, min(counted.stored, max(budget, longest)), recompute)
+
+    while needed() > usable and budget > longest:
+        budget //= 2
+    if needed() > usable and training.gradient_checkpointing is None:
+        recompute = True
+    return Fit(training.model_copy(update={"gradient_checkpointing": recompute}), budget, needed())
+
+
+def plan(
+    experiment: Experiment, rows: Sequence[Encoded], truncated: int, shapes: Tuned, machine: Machine, rates: Rates
+) -> Plan:
+    """The plan of a resolved experiment on encoded training rows. `shapes` is its base with its slot, numbers or none;
+    `machine` and `rates` say where it would run."""
+    training, slot = experiment.training, shapes.slots[0]
     size = training.batch_size * training.accumulate_steps
     batches = batches_per_epoch(len(rows), training.batch_size)
     epoch_steps = steps_per_epoch(batches, training.accumulate_steps)
     steps = training.max_steps or epoch_steps * training.num_epochs
     tokens = sum(len(row.ids_L) for row in rows)
+    sharing = shapes.base.family == "causal" and training.share_prefixes and not shapes.full
+    orders = _orders(rows, size, experiment.seed)
+    saved = {name: tokens - _stored(rows, order, size) if sharing else 0 for name, order in orders.items()}
+    fit = fitted(training, rows, shapes, machine.memory_bytes)
+    counts = _typical(shapes, training, [rows[i] for i in orders[training.batching]], fit.budget)
+    stored = (tokens - saved[training.batching]) * steps / epoch_steps
+    seconds = cost.seconds(counts, stored, rates, bool(fit.training.gradient_checkpointing))
     return Plan(
         batches_per_epoch=batches,
         steps=steps,
         tokens=tokens,
         trained_tokens=trained_entries(rows),
-        shared_tokens=tokens - _stored(experiment, rows, size, facts),
+        shared_tokens=saved[training.batching],
         truncated=truncated,
-        trainable_parameters=trainable,
-        memory_bytes=memory_bytes(experiment, rows, facts, trainable),
-        seconds=None,
+        trainable_parameters=slot.trainable_parameters,
+        memory_bytes=fit.memory_bytes,
+        seconds=seconds,
         warnings=_warnings(epoch_steps, batches, steps, training),
+        saved_tokens=saved,
+        budget=fit.budget,
+        recompute=bool(fit.training.gradient_checkpointing),
+        dtypes=_dtypes(experiment, shapes),
     )
 
 
-def trainable_parameters(experiment: Experiment, facts: BaseFacts) -> int | None:
-    """Parameters a method trains, where config alone tells: None for LoRA, whose layers are known once the base is."""
-    if isinstance(experiment.method, Full):
-        return facts.parameters
-    if isinstance(experiment.method, PromptTuning):
-        return experiment.method.virtual_tokens * facts.hidden_size
-    return None
+def _typical(shapes: Tuned, training: Training, drawn: Sequence[Encoded], budget: int) -> list[cost.Count]:
+    """The micro-batches of an epoch's first steps, counted."""
+    size = training.batch_size * training.accumulate_steps
+    steps = [drawn[k * size : (k + 1) * size] for k in range(TYPICAL_STEPS)]
+    shares = [step_share(shapes, shapes.slots[0], training, step) for step in steps if step]
+    return [cost.count(shapes, batch) for share in shares for batch in lay_out(shapes, [share], budget)]
 
 
-def _stored(experiment: Experiment, rows: Sequence[Encoded], size: int, facts: BaseFacts) -> int:
-    """Tokens computed in the first epoch, prefixes shared within each step as the engine will."""
-    training = experiment.training
-    sharing = facts.family == "causal" and training.share_prefixes and not isinstance(experiment.method, Full)
-    if not sharing:
-        return stored_tokens(rows, share_prefixes=False)
-    grouped = training.batching == "grouped"
-    order = grouped_order(rows, size, experiment.seed, 0) if grouped else epoch_order(len(rows), experiment.seed, 0)
+def _orders(rows: Sequence[Encoded], size: int, seed: int) -> dict[str, np.ndarray]:
+    """The first epoch's order by either way of batching."""
+    return {"random": epoch_order(len(rows), seed, 0), "grouped": grouped_order(rows, size, seed, 0)}
+
+
+def _stored(rows: Sequence[Encoded], order: np.ndarray, size: int) -> int:
+    """Tokens computed in an epoch of this order, prefixes shared within each step as the engine will."""
     return sum(stored_tokens([rows[i] for i in order[k : k + size]]) for k in range(0, len(rows), size))
 
 
-def fitted(experiment: Experiment, rows: Sequence[Encoded], facts: BaseFacts, trainable: int, memory: int) -> Training:
-    """The training with `gradient_checkpointing` decided: recompute only where memory (bytes) does not do otherwise."""
-    training = experiment.training
-    if training.gradient_checkpointing is not None:
-        return training
-    needed = memory_bytes(experiment, rows, facts, trainable)
-    return training.model_copy(update={"gradient_checkpointing": needed > USABLE_SHARE * memory})
-
-
-def memory_bytes(experiment: Experiment, rows: Sequence[Encoded], facts: BaseFacts, trainable: int) -> int:
-    """Bytes at the peak of a step: the base, what is trained (value, gradient, two moments), the activations."""
-    method = experiment.method
-    number_bytes = 4 if experiment.model.dtype in ("auto", "float32") else 2
-    weight_bytes = method.bits / 8 if isinstance(method, QLora) else number_bytes
-    base = 0 if isinstance(method, Full) else int(facts.parameters * weight_bytes)
-    longest = max((len(row.ids_L) for row in rows), default=0)
-    tokens = max(longest, min(TOKEN_BUDGET, sum(len(row.ids_L) for row in rows)))
-    layer = tokens * facts.hidden_size * ACTIVATION_BYTES * number_bytes // 2
-    layers = 1 if experiment.training.gradient_checkpointing else facts.layers
-    inputs = tokens * facts.hidden_size * number_bytes * facts.layers
-    return base + 16 * trainable + layer * layers + inputs
+def _dtypes(experiment: Experiment, shapes: Tuned) -> dict[str, str]:
+    """Which numbers are kept in which precision. What is trained is float32 whatever the base is."""
+    method, products = experiment.method, str(shapes.base.dtype).removeprefix("torch.")
+    base = f"{method.bits} bits" if isinstance(method, QLora) else products
+    trained = {"trained weights": "float32", "gradients": "float32", "optimizer state": "float32"}
+    return ({} if shapes.full else {"base weights": base}) | trained | {"products": products}
 
 
 def _warnings(epoch_steps: int, batches: int, steps: int, training: Training) -> tuple[str, ...]:
