@@ -131,8 +131,11 @@ class LoraLinear(nn.Module):
 class _LowRank(torch.autograd.Function):
     """y = x Wᵀ + bias, plus s (m x Aᵀ) Bᵀ on each slot's rows; without W (None) the low-rank part alone.
 
-    With g the gradient of y and, on a slot's rows, u = (m x) Aᵀ and v = s g B:  dB = s gᵀ u,  dA = vᵀ (m x),
+    With g the gradient of y and, on a slot's rows, u = s (m x) Aᵀ and v = s g B:  dB = gᵀ u,  dA = vᵀ (m x),
     dx = g W + m (v A). Nothing is computed for W, nor dx where nothing below is trained.
+
+    u and v lie transposed, (r, N): a product with only r columns runs at a fifth of the speed of one with r rows (MKL,
+    r = 8), and the thin products together cost a quarter of the frozen one instead of a tenth.
     """
 
     @staticmethod
@@ -146,9 +149,9 @@ class _LowRank(torch.autograd.Function):
         downs = []
         for (start, stop, scale, mask), a, b in zip(parts, tensors[::2], tensors[1::2], strict=True):
             part = x[start:stop] if mask is None else x[start:stop] * mask
-            down = part.to(a.dtype) @ a.t()
-            y[start:stop].add_((down @ b.t()).mul_(scale).to(y.dtype))
-            downs.append(down)
+            down_rN = (a @ part.t().to(a.dtype)).mul_(scale)
+            _add_product(y[start:stop], down_rN.t(), b.t())
+            downs.append(down_rN)
         ctx.save_for_backward(x, weight, *tensors, *downs)
         ctx.parts = parts
         return y
@@ -165,13 +168,22 @@ class _LowRank(torch.autograd.Function):
         for i, (start, stop, scale, mask) in enumerate(ctx.parts):
             a, b = tensors[2 * i], tensors[2 * i + 1]
             part = x[start:stop] if mask is None else x[start:stop] * mask
-            g = grad[start:stop].to(b.dtype) * scale
-            up = g @ b
-            grads += [up.t() @ part.to(a.dtype), g.t() @ downs[i]]
-            if grad_x is not None:
-                back = (up @ a).to(grad_x.dtype)
-                grad_x[start:stop].add_(back if mask is None else back * mask)
+            g = grad[start:stop].to(b.dtype)
+            up_rN = (b.t() @ g.t()).mul_(scale)
+            grads += [up_rN @ part.to(a.dtype), (downs[i] @ g).t()]
+            if grad_x is not None and mask is None:
+                _add_product(grad_x[start:stop], up_rN.t(), a)
+            elif grad_x is not None:
+                grad_x[start:stop].add_((up_rN.t() @ a).to(grad_x.dtype) * mask)
         return (grad_x, None, None, None, *grads)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`, in one pass where the dtypes agree."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_((left @ right).to(total.dtype))
 
 
 def dropout_mask(keys_N: Tensor, width: int, p: float, seed: int) -> Tensor:
