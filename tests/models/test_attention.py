@@ -75,8 +75,7 @@ def test_the_drawn_tree() -> None:
     batch = _flat([[10, 11, 12, 13], [10, 11, 12, 14], [10, 11, 15, 16]])
     assert batch.positions_T.tolist() == [0, 1, 2, 3, 3, 2, 3]
     assert batch.ends_T.tolist() == [7, 7, 5, 4, 5, 7, 7]
-    shapes = [(ancestors, length, len(queries)) for ancestors, length, queries, _ in _groups(batch)]
-    assert shapes == [(0, 4, 4), (3, 1, 1), (2, 2, 2)]
+    assert _groups(batch) == [(0, 4, 1), (3, 1, 1), (2, 2, 1)]
 
 
 def _groups(batch):
@@ -86,5 +85,4 @@ def _groups(batch):
 @pytest.mark.parametrize("causal", [True, False])
 def test_segments_of_one_shape_are_one_call(causal: bool) -> None:
     positions = np.concatenate([np.arange(4), np.arange(3), np.arange(4)])
-    groups = layout(positions, causal, torch.device("cpu")).groups
-    assert [(length, len(queries)) for _, length, queries, _ in groups] == [(4, 8), (3, 3)]
+    assert layout(positions, causal, torch.device("cpu")).groups == [(0, 4, 2), (0, 3, 1)]

@@ -9,7 +9,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from luthier.models import lora
-from luthier.models.lora import Adapter, LoraLinear, Turn, draw_a, dropout_mask
+from luthier.models.lora import PRODUCTS, Adapter, LoraLinear, Turn, draw_a, dropout_mask, measure_product
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
@@ -43,6 +43,44 @@ def test_forward_and_gradients_are_the_formula(transposed: bool) -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
+def test_both_products_give_the_same(transposed: bool) -> None:
+    """Within float32 rounding, forward and backward, also on an operand cut from wider rows."""
+    draw = torch.Generator().manual_seed(0)
+    base = Conv1D(5, 7) if transposed else torch.nn.Linear(7, 5)
+    turn = Turn(ranges=((0, 0, 6),), units=6)
+    layer = LoraLinear(base.requires_grad_(False), "layer", turn, transposed, quantized=False)
+    a, b = (torch.randn(shape, generator=draw, requires_grad=True) for shape in ((2, 7), (5, 2)))
+    layer.adapters[0] = Adapter(a, b, scale=0.5, dropout=0.0, seed=0)
+    wide = torch.randn(6, 9, generator=draw)
+    found = []
+    for turn.product in PRODUCTS:
+        x = wide[:, 1:8].requires_grad_()
+        y = layer(x)
+        found.append((y, *torch.autograd.grad(y.square().sum(), (x, a, b))))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_product_is_measured_only_where_there_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [torch.ones(4, 3), torch.ones(4, 3)]
+    assert measure_product([], rows=5) == measure_product([torch.ones(4, 3).double()], rows=5) == "torch"
+    now = iter(range(10_000))
+    taken = {"onednn": 1.0, "torch": 2.0}
+    clock = [0.0]
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: None, product: str) -> None:
+        next(now)
+        clock[0] += taken[product]
+
+    monkeypatch.setattr(lora, "linear", linear)
+    monkeypatch.setattr(lora.time, "perf_counter", lambda: clock[0])
+    assert measure_product(weights, rows=5, rounds=3) == "onednn"
+    assert next(now) == 2 * 3 * 2  # one shape, both ways of a step
+    taken["onednn"] = 1.99
+    assert measure_product(weights, rows=5) == "torch"
 
 
 def test_dropout_is_a_fair_independent_function_of_its_arguments() -> None:

@@ -30,20 +30,24 @@ from torch.nn import functional as F
 class Layout:
     """Where the segments of a flat row lie. Built once a micro-batch, read by every layer.
 
-    A group holds n segments of one shape: `queries` (n·l,) and `keys` (n·(a + l),) are row indices. `place_T` puts the
-    groups' outputs, laid one after another, back into the order of the row.
+    A group holds n segments of one shape. `queries_T` and `keys_K` are row indices, group after group: n·l and
+    n·(a + l) of them each; `place_T` puts the groups' outputs back into the order of the row. None: the row as it lies.
+    One gathering for all groups, because the gradient of each is a new row of zeros to add into.
     """
 
     causal: bool
-    groups: list[tuple[int, int, Tensor, Tensor]]  # (ancestors, length, queries, keys)
-    place_T: Tensor
+    groups: list[tuple[int, int, int]]  # (ancestors, length, n)
+    queries_T: Tensor | None
+    keys_K: Tensor | None
+    place_T: Tensor | None
+    device: torch.device
     masks: dict[tuple[int, int, int | None], Tensor | None] = field(default_factory=dict)
 
     def mask(self, ancestors: int, length: int, window: int | None) -> Tensor | None:
         """(l, a + l) bool, True where a query may look; None where it may look everywhere."""
         shape = (ancestors, length, window)
         if shape not in self.masks:
-            self.masks[shape] = _mask(self.causal, ancestors, length, window, self.place_T.device)
+            self.masks[shape] = _mask(self.causal, ancestors, length, window, self.device)
         return self.masks[shape]
 
 
@@ -61,15 +65,20 @@ def layout(positions_T: np.ndarray, causal: bool, device: torch.device) -> Layou
         own = np.arange(start, stop)
         path = np.concatenate([path[: positions_T[start]], own])
         shapes[len(path) - len(own), len(own)].append((own, path))
-    groups = []
-    for (ancestors, length), members in shapes.items():
-        queries = torch.from_numpy(np.concatenate([own for own, _ in members])).to(device)
-        keys = torch.from_numpy(np.concatenate([path for _, path in members])).to(device)
-        groups.append((ancestors, length, queries, keys))
-    order = torch.cat([queries for _, _, queries, _ in groups])
-    place_T = torch.empty_like(order)
-    place_T[order] = torch.arange(len(order), device=device)
-    return Layout(causal, groups, place_T)
+    groups = [(ancestors, length, len(members)) for (ancestors, length), members in shapes.items()]
+    queries = np.concatenate([own for members in shapes.values() for own, _ in members])
+    keys = np.concatenate([path for members in shapes.values() for _, path in members])
+    queries_T, keys_K, place_T = (
+        _index(rows, len(positions_T), device) for rows in (queries, keys, np.argsort(queries))
+    )
+    return Layout(causal, groups, queries_T, keys_K, place_T, device)
+
+
+def _index(rows: np.ndarray, count: int, device: torch.device) -> Tensor | None:
+    """The rows as an index, or None where they are all rows in order."""
+    if len(rows) == count and (rows == np.arange(count)).all():
+        return None
+    return torch.from_numpy(rows).to(device)
 
 
 def attend(
@@ -88,11 +97,11 @@ def attend(
     scores to `c · tanh(score / c)` before the mask (Gemma 2, arXiv 2408.00118).
     """
     outputs = []
-    for ancestors, length, queries, keys in where.groups:
-        n = len(queries) // length
-        q = _take(query_HTd, queries, n)
-        k = _take(key_GTd, keys, n)
-        v = _take(value_GTd, keys, n)
+    seen = [n * (ancestors + length) for ancestors, length, n in where.groups]
+    queries = _take(query_HTd, where.queries_T).split([n * length for _, length, n in where.groups])
+    keys, values = _take(key_GTd, where.keys_K).split(seen), _take(value_GTd, where.keys_K).split(seen)
+    for (ancestors, length, n), *rows in zip(where.groups, queries, keys, values, strict=True):
+        q, k, v = (part.view(n, -1, *part.shape[1:]).transpose(1, 2) for part in rows)
         mask = where.mask(ancestors, length, window)
         if softcap is None:
             out = F.scaled_dot_product_attention(
@@ -101,17 +110,18 @@ def attend(
         else:
             out = _capped(q, k, v, mask, scaling, softcap)
         outputs.append(out.transpose(1, 2).reshape(n * length, *out.shape[1::2]))
-    return torch.cat(outputs).index_select(0, where.place_T)
+    out_THd = torch.cat(outputs)
+    return out_THd if where.place_T is None else out_THd.index_select(0, where.place_T)
 
 
-def _take(x_HTd: Tensor, index: Tensor, n: int) -> Tensor:
-    """Rows of n equal segments as a batch, `(n, H, len(index) / n, d)`.
+def _take(x_HTd: Tensor, rows: Tensor | None) -> Tensor:
+    """Rows of `(H, T, d)` as `(len(rows), H, d)`.
 
     Gathered along the first dimension of `(T, H, d)`, which is how the projections wrote it: along any other, torch
     would first copy the whole row.
     """
-    heads, _, width = x_HTd.shape
-    return x_HTd.transpose(0, 1).index_select(0, index).view(n, -1, heads, width).transpose(1, 2)
+    x_THd = x_HTd.transpose(0, 1)
+    return x_THd if rows is None else x_THd.index_select(0, rows)
 
 
 def _mask(causal: bool, ancestors: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -144,8 +154,8 @@ class Outline(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query_HTd: Tensor, key_GTd: Tensor, value_GTd: Tensor, where: Layout) -> Tensor:
         heads, tokens, width = query_HTd.shape
-        gathered = sum(len(keys) for *_, keys in where.groups)
-        masks = sum(length * (ancestors + length) for ancestors, length, *_ in where.groups if length > 1)
+        gathered = sum(n * (ancestors + length) for ancestors, length, n in where.groups)
+        masks = sum(length * (ancestors + length) for ancestors, length, _ in where.groups if length > 1)
         kept = [(tokens, heads, width), (gathered, len(key_GTd), width), (gathered, len(value_GTd), width)]
         ctx.save_for_backward(*(query_HTd.new_empty(shape) for shape in [*kept, kept[0], (tokens, heads), (masks,)]))
         ctx.shapes = query_HTd.shape, key_GTd.shape, value_GTd.shape

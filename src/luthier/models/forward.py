@@ -26,7 +26,7 @@ from luthier.data.batches import FlatBatch, PaddedBatch
 from luthier.data.examples import Encoded
 from luthier.models import flex
 from luthier.models.attention import Outline, attend, layout
-from luthier.models.loss import entry_nll, supervised_nll
+from luthier.models.loss import Entries, entry_nll, supervised_nll
 from luthier.models.prompt import embed_with_prompts
 
 Batch = FlatBatch | PaddedBatch
@@ -49,8 +49,9 @@ def _attention(
         return Outline.apply(query[0], key[0], value[0], said["layout"])[None], None
     scaling, dropout = said.get("scaling"), said.get("dropout", 0.0)
     window, softcap = said.get("sliding_window"), said.get("softcap")
+    query, key, value = query.squeeze(0), key.squeeze(0), value.squeeze(0)  # [0] has a gradient of zeros to fill
     attending = flex.attend if isinstance(said["layout"], flex.Intervals) else attend
-    return attending(query[0], key[0], value[0], said["layout"], scaling, dropout, window, softcap)[None], None
+    return attending(query, key, value, said["layout"], scaling, dropout, window, softcap)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -164,8 +165,10 @@ class Forward:
             logits_SC = self._class_logits(batch, hidden_TD, heads)
             return entry_nll(logits_SC, torch.arange(len(logits_SC), device=device), targets_S)
         rows_U, row_of_S = torch.unique(sources_S, return_inverse=True)
+        entries = Entries(row_of_S, targets_S, torch.from_numpy(batch.weights_S).to(device))
         width = self.model.config.get_text_config().vocab_size
-        return supervised_nll(self._token_logits, hidden_TD.index_select(0, rows_U), row_of_S, targets_S, width)
+        trained = [p for p in self.head.parameters() if p.requires_grad]
+        return supervised_nll(self._token_logits, hidden_TD.index_select(0, rows_U), entries, width, trained)
 
     def logits(self, batch: Batch, prompts: Mapping[int, Tensor], heads: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
         """Logits at the source of every supervised entry, `(S, V)` or `(S, classes)` float32."""
@@ -227,7 +230,7 @@ class Forward:
         return {"inputs_embeds": embedded.view(*tokens_BL.shape, -1)}
 
     def _token_logits(self, hidden_UD: Tensor) -> Tensor:
-        return self.head(inputs_embeds=hidden_UD[None], use_cache=False).logits[0]
+        return self.head(inputs_embeds=hidden_UD[None], use_cache=False).logits.squeeze(0)
 
     def _class_logits(self, batch: Batch, hidden_TD: Tensor, heads: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
         """(S, classes): one pooled row a segment, each through its own slot's head, in float32 as heads are trained."""
