@@ -38,9 +38,7 @@ class Room:
                 "a smaller `training.max_seq_length`, `training.gradient_checkpointing: true`, `method: qlora`, or a"
                 " smaller base"
             )
-            raise TrainingError(
-                f"an example of {self.longest:,} tokens does not fit into memory: {problem}", hint=hint
-            )
+            raise TrainingError(f"an example of {self.longest:,} tokens does not fit into memory: {problem}", hint=hint)
         self.tokens //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
