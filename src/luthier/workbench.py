@@ -194,7 +194,7 @@ def fit(bench: Bench) -> planning.Fit:
     """How a run fits into this machine's memory, by formula: counted on its base without numbers."""
     experiment = bench.experiment
     shapes = _shaped(experiment, base.load(experiment.model, experiment.method, bench.dataset.labels, weights=False))
-    return planning.fitted(experiment.training, bench.train, shapes, hardware.machine().memory_bytes)
+    return planning.fitted(experiment.training, bench.train, shapes, hardware.machine())
 
 
 def _shaped(experiment: spec.Experiment, loaded: Base) -> Tuned:
