@@ -2,7 +2,7 @@
 
 python bench/startup.py [CASE …]        results/startup.json; needs the folder `shared`
 
-Three times each, the least counts. `luthier` is `luthier tune` until its first update stands in events.jsonl: reading
+Twice each, the least counts. `luthier` is `luthier tune` until its first update stands in events.jsonl: reading
 and splitting the rows, encoding, the gate, proof of the base, the first step; the base's answers are switched off
 (`evaluation.compare_base: false`), which come before training by choice. `plain` imports transformers, loads model and
 tokenizer, tokenises every row of the same file, and takes one step forward and backward of the same batch size.
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 RESULTS = ROOT / "bench" / "results" / "startup.json"
 LONG_ROWS = 20_000
-TIMES = 3
+TIMES = 2
 
 PLAIN = """
 import json, sys, gzip, time

@@ -194,7 +194,7 @@ def _least_seconds(work: Callable[[], object], device: str, tries: int = 10) -> 
     for number in range(tries + 1):
         began = time.perf_counter()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.accelerator.synchronize()
         least = min(least, time.perf_counter() - began) if number else least
     return least

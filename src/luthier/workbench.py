@@ -199,7 +199,7 @@ def fit(bench: Bench) -> planning.Fit:
     """How a run fits into this machine's memory, by formula: counted on its base without numbers."""
     experiment = bench.experiment
     shapes = _shaped(experiment, base.load(experiment.model, experiment.method, bench.dataset.labels, weights=False))
-    return planning.fitted(experiment.training, bench.train, shapes, hardware.machine().memory_bytes)
+    return planning.fitted(experiment.training, bench.train, shapes, hardware.machine())
 
 
 def _shaped(experiment: spec.Experiment, loaded: Base) -> Tuned:
@@ -227,7 +227,11 @@ def measured(resolved: presets.Resolved, dataset: Dataset, planned: Plan, second
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise TrainingError(f"the steps could not be measured: {redaction.strike(last[:300])}")
     told = json.loads(done.stdout.splitlines()[-1])
-    return dataclasses.replace(planned, memory_bytes=told["memory_bytes"], seconds=told["seconds"], measured=True)
+    found = dataclasses.replace(planned, memory_bytes=told["memory_bytes"], measured=True)
+    if told["seconds"] is None:
+        said = f"no update came to its end within {seconds:.0f} s: the time is by formula"
+        return dataclasses.replace(found, warnings=(*found.warnings, said))
+    return dataclasses.replace(found, seconds=told["seconds"])
 
 
 def _measure(folder: Path) -> measuring.Measured:

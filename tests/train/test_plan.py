@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,10 @@ def test_the_plan_says_which_numbers_are_kept_in_which_precision(made: Callable[
     assert told["base weights"] == told["products"] == told["trained weights"] == told["optimizer state"] == "float32"
 
 
+def _with(memory_bytes: float) -> Machine:
+    return replace(MACHINE, memory_bytes=int(memory_bytes))
+
+
 def _needed(folder: Path, budget: int, recompute: bool) -> int:
     shapes, training = _shapes(folder), _experiment(folder, batch_size=16).training
     counted = cost.count(shapes, longest_batch(shapes, [(shapes.slots[0], training, rows("causal", 30))], 4096))
@@ -86,14 +91,14 @@ def test_memory_is_found_in_smaller_micro_batches_first_then_in_recomputation(ti
     folder, examples = tiny("tiny_llama", num_hidden_layers=6), rows("causal", 30)
     training, shapes = _experiment(folder, batch_size=16).training, _shapes(folder)
     longest = max(len(row.ids_L) for row in examples)
-    roomy = plan.fitted(training, examples, shapes, 10**10)
+    roomy = plan.fitted(training, examples, shapes, _with(10**10))
     assert (roomy.budget, roomy.training.gradient_checkpointing) == (4096, False)
-    tight = plan.fitted(training, examples, shapes, int(_needed(folder, 2 * longest, False) / plan.USABLE_SHARE))
+    tight = plan.fitted(training, examples, shapes, _with(_needed(folder, 2 * longest, False) / plan.USABLE_SHARE))
     assert tight.budget <= 2 * longest and not tight.training.gradient_checkpointing
-    tighter = plan.fitted(training, examples, shapes, int(_needed(folder, longest, True) / plan.USABLE_SHARE) + 1)
+    tighter = plan.fitted(training, examples, shapes, _with(_needed(folder, longest, True) / plan.USABLE_SHARE + 1))
     assert tighter.training.gradient_checkpointing and tighter.memory_bytes < tight.memory_bytes
     said = training.model_copy(update={"gradient_checkpointing": False})
-    assert plan.fitted(said, examples, shapes, 10**6).training.gradient_checkpointing is False
+    assert plan.fitted(said, examples, shapes, _with(10**6)).training.gradient_checkpointing is False
 
 
 @pytest.mark.parametrize("method", METHODS)

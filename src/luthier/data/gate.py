@@ -63,10 +63,18 @@ def _last_trained(row: Encoded) -> int:
     return int(trained[-1]) if len(trained) else -1
 
 
+def _are_ends(ids_L: np.ndarray, facts: GateFacts) -> np.ndarray:
+    """Which ids are end tokens, (L,): `np.isin` for one or two values, ten times as fast on short rows."""
+    found = np.zeros(len(ids_L), bool)
+    for end in facts.end_token_ids:
+        found |= ids_L == end
+    return found
+
+
 def _no_end(row: Encoded, facts: GateFacts) -> bool:
     """A trained stretch (an assistant turn) that does not end in an end token; a cut row's last one is for G03."""
     ends = row.train_L & ~np.append(row.train_L[1:], False)
-    stops = np.isin(row.ids_L[ends], facts.end_token_ids)
+    stops = _are_ends(row.ids_L[ends], facts)
     return not bool(stops[:-1].all() if row.cut else stops.all())
 
 
@@ -108,7 +116,7 @@ def _end_inside(row: Encoded, facts: GateFacts) -> bool:
     """
     if row.train_L[1:].all():
         return False
-    ends = np.isin(row.ids_L, facts.end_token_ids) & row.train_L
+    ends = _are_ends(row.ids_L, facts) & row.train_L
     return bool((ends[:-1] & row.train_L[1:]).any())
 
 

@@ -21,7 +21,7 @@ from luthier.spec import Experiment, QLora, Training, batches_per_epoch, steps_p
 from luthier.train import cost
 from luthier.train.loop import lay_out, longest_batch, step_share
 from luthier.train.optimizer import warmup_steps
-from luthier.train.room import TOKEN_BUDGET
+from luthier.train.room import TOKEN_BUDGET, WIDE_BUDGET
 
 FEW_STEPS_AN_EPOCH = 20
 USABLE_SHARE = 0.8  # of a device's memory: the rest is the allocator's and other people's
@@ -38,12 +38,13 @@ class Fit:
     memory_bytes: int
 
 
-def fitted(training: Training, rows: Sequence[Encoded], shapes: Tuned, memory_bytes: int) -> Fit:
-    """What memory allows, by formula: first smaller micro-batches, which cost little, down to the longest example; then
-    recomputed activations, which cost a forward pass more. `shapes`: the tuned base, numbers or none."""
-    counted = cost.count(shapes, longest_batch(shapes, [(shapes.slots[0], training, rows)], TOKEN_BUDGET))
+def fitted(training: Training, rows: Sequence[Encoded], shapes: Tuned, machine: Machine) -> Fit:
+    """What a device's memory allows, by formula: first smaller micro-batches, which cost little, down to the longest
+    example; then recomputed activations, which cost a forward pass more. `shapes`: the tuned base, numbers or none."""
+    budget = WIDE_BUDGET if machine.device == "cuda" else TOKEN_BUDGET
+    counted = cost.count(shapes, longest_batch(shapes, [(shapes.slots[0], training, rows)], budget))
     longest = max(len(row.ids_L) for row in rows) + shapes.slots[0].virtual_tokens
-    usable, budget, recompute = USABLE_SHARE * memory_bytes, TOKEN_BUDGET, bool(training.gradient_checkpointing)
+    usable, recompute = USABLE_SHARE * machine.memory_bytes, bool(training.gradient_checkpointing)
 
     def needed() -> int:
         return cost.peak_bytes(counted, shapes, min(counted.stored, max(budget, longest)), recompute)
@@ -69,7 +70,7 @@ def plan(
     sharing = shapes.base.family == "causal" and training.share_prefixes and not shapes.full
     orders = _orders(rows, size, experiment.seed)
     saved = {name: tokens - _stored(rows, order, size) if sharing else 0 for name, order in orders.items()}
-    fit = fitted(training, rows, shapes, machine.memory_bytes)
+    fit = fitted(training, rows, shapes, machine)
     counts = _typical(shapes, training, [rows[i] for i in orders[training.batching]], fit.budget)
     stored = (tokens - saved[training.batching]) * steps / epoch_steps
     seconds = cost.seconds(counts, stored, rates, bool(fit.training.gradient_checkpointing))

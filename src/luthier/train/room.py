@@ -14,6 +14,7 @@ import torch
 from luthier.errors import TrainingError
 
 TOKEN_BUDGET = 4096
+WIDE_BUDGET = 16384  # on a GPU, where long rows pay; a step that has fewer tokens is one micro-batch
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "DefaultCPUAllocator")
 
 
