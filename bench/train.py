@@ -59,8 +59,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "train.json"
 REQUIREMENTS = ROOT / "bench" / "peers"
 PEERS = Path(os.environ.get("LUTHIER_PEERS", ROOT / ".venv-peers"))
-EVERYBODY = ("luthier", "trl", "peft", "trainer", "litgpt", "torchtune", "llamafactory")
-NO_CPU = {"unsloth": "refuses to start without a GPU", "axolotl": "needs CUDA packages to install"}
+EVERYBODY = ("luthier", "trl", "peft", "trainer", "litgpt", "torchtune", "llamafactory", "axolotl")
+NO_CPU = {"unsloth": "does not install beside a CPU build of torch 2.13"}
 BATCH, RANK, ALPHA, LEARNING_RATE, SEED = 8, 8, 16, 1e-3, 0
 MOST_PADDED_TOKENS = 4096
 MOST_DIFFERENCE = 1e-3
@@ -312,7 +312,12 @@ def make_peers(names: Sequence[str]) -> None:
         subprocess.run([sys.executable, "-m", "venv", str(PEERS / name)], check=True)
         python = PEERS / name / "bin" / "python"
         pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(REQUIREMENTS / "constraints.txt")]
-        done = subprocess.run([*pip, "--requirement", str(REQUIREMENTS / f"{name}.txt")])
+        file = REQUIREMENTS / f"{name}.txt"
+        done = subprocess.run([*pip, "--requirement", str(file)])
+        lines = file.read_text().splitlines()
+        unwanted = [word for line in lines if line.startswith("# without: ") for word in line.split()[2:]]
+        if unwanted and not done.returncode:
+            subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], check=True)
         if done.returncode:
             shutil.rmtree(PEERS / name)
         print(f"{name}: {'made' if done.returncode == 0 else 'does not install here'}", flush=True)
@@ -341,7 +346,7 @@ def main() -> int:
             continue
         engines = [engine for engine in case.engines if engine in said.engines or engine == "luthier"]
         result = measure(case, engines, said.rounds or (2 if said.quick else 5))
-        result["skipped"] |= NO_CPU
+        result["skipped"] = NO_CPU | result["skipped"]
         show(case.name, result)
         equal &= result["losses_equal"]
         if out is not None:

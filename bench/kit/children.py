@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import subprocess
 import time
@@ -41,8 +42,9 @@ class Child:
             line = self._process.stdout.readline() if waiting.select(seconds) else ""
         if not line:
             self.close()
-            last = [text.strip() for text in self.log.read_text(errors="replace").splitlines() if text.strip()]
-            raise Died(last[-1][:300] if last else f"no answer within {seconds:.0f} s")
+            said = [text.strip() for text in self.log.read_text(errors="replace").splitlines() if text.strip()]
+            errors = [text for text in said if re.match(r"[\w.]*(Error|Exception|Exit)\b", text)]
+            raise Died((errors or said or [f"no answer within {seconds:.0f} s"])[-1][:300])
         return json.loads(line)
 
     def steps(self, count: int, seconds: float) -> dict:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from typing import Any
 
 from peers.common import Job, Pace, pad
+from peers.paced import Paced
 from peers.with_peft import adapted
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 COMMON = {
     "output_dir": tempfile.gettempdir(),
@@ -23,20 +23,6 @@ COMMON = {
     "train_sampling_strategy": "sequential",
     "disable_tqdm": True,
 }
-
-
-class Paced(TrainerCallback):
-    """Waits between steps: a Trainer's loop cannot be entered from outside, but it can be held from inside."""
-
-    def __init__(self, pace: Pace) -> None:
-        self.pace = pace
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.pace.ready()
-
-    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        if "loss" in logs:
-            self.pace.step(logs["loss"])
 
 
 def run(job: Job, pace: Pace) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import datasets
 import trl
 from peers.common import Job, Pace
+from peers.paced import Paced, table_of
 from peers.with_peft import adapted
-from peers.with_trainer import COMMON, Paced
+from peers.with_trainer import COMMON
 from transformers import AutoTokenizer
 
 
 def run(job: Job, pace: Pace) -> None:
-    rows = job.drawn()
-    table = {"input_ids": [ids.tolist() for ids, _ in rows], "labels": [labels.tolist() for _, labels in rows]}
     said = trl.SFTConfig(
         **COMMON,
         per_device_train_batch_size=job.micro,
@@ -26,7 +24,7 @@ def run(job: Job, pace: Pace) -> None:
     trl.SFTTrainer(
         model=adapted(job),
         args=said,
-        train_dataset=datasets.Dataset.from_dict(table),
+        train_dataset=table_of(job).remove_columns("attention_mask"),
         processing_class=AutoTokenizer.from_pretrained(job.folder),
         callbacks=[Paced(pace)],
     ).train()
