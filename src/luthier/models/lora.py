@@ -109,7 +109,8 @@ class LoraLinear(nn.Module):
         turn, parts, tensors = self.turn, [], []
         scale_up, rest = divmod(len(rows), turn.units)
         alone = len(turn.ranges) == 1 and turn.ranges[0][1:] == (0, turn.units)  # then all rows a layer may see are its
-        if not alone and (rest or (turn.keys and len(rows) not in turn.keys)):
+        unknown = rest or (turn.steps is not None and len(rows) not in turn.keys)
+        if turn.ranges and not alone and unknown:
             raise ValueError(
                 f"layer {self.name} sees {len(rows)} rows for {turn.units} units: whose they are is not known"
             )
