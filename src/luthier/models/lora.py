@@ -122,7 +122,8 @@ class LoraLinear(nn.Module):
             mask = None
             if adapter.dropout and turn.steps is not None:
                 named = turn.keys.get(len(rows))  # rows that are no tokens (relative positions) have a number only
-                keys = torch.arange(len(rows), device=rows.device) if named is None else named[start:stop]
+                numbers = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+                keys = numbers if named is None else named[start:stop]
                 mask = dropout_mask(
                     keys, rows.shape[1], adapter.dropout, mix(adapter.seed, f"{turn.steps[slot]}.{self.name}")
                 )
