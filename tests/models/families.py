@@ -132,7 +132,7 @@ def page() -> str:
                 lora, prompt = compared(kind, LORA), compared(kind, PROMPT)
                 lines.append(f"| {begin(kind)} {_figures(lora)} | {_figures(prompt)} |")
                 if lora.note:
-                    reasons.append(f"* **{name}**: {lora.note[lora.note.rindex('(') + 1 : -1]}.")
+                    reasons.append(f"* **{name}**: {lora.note.partition('batches (')[2][:-1]}.")
     return "\n".join([*lines, REASONS, *reasons, CLOSE])
 
 

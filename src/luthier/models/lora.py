@@ -115,7 +115,8 @@ class LoraLinear(nn.Module):
         turn, parts, tensors = self.turn, [], []
         scale_up, rest = divmod(len(rows), turn.units)
         alone = len(turn.ranges) == 1 and turn.ranges[0][1:] == (0, turn.units)  # then all rows a layer may see are its
-        if not alone and (rest or (turn.keys and len(rows) not in turn.keys)):
+        unknown = rest or (turn.steps is not None and len(rows) not in turn.keys)
+        if turn.ranges and not alone and unknown:
             raise ValueError(
                 f"layer {self.name} sees {len(rows)} rows for {turn.units} units: whose they are is not known"
             )
@@ -127,7 +128,8 @@ class LoraLinear(nn.Module):
             mask = None
             if adapter.dropout and turn.steps is not None:
                 named = turn.keys.get(len(rows))  # rows that are no tokens (relative positions) have a number only
-                keys = torch.arange(len(rows), device=rows.device) if named is None else named[start:stop]
+                numbers = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+                keys = numbers if named is None else named[start:stop]
                 mask = dropout_mask(
                     keys, rows.shape[1], adapter.dropout, mix(adapter.seed, f"{turn.steps[slot]}.{self.name}")
                 )
