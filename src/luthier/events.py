@@ -6,6 +6,7 @@ Lives here: `events.jsonl`. Does not live here: the rest of a run's folder (`run
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -113,12 +114,21 @@ def from_json(record: Mapping[str, Any]) -> Event:
 
 
 def append(path: Path, event: Event) -> None:
-    """Add one line to the run's events.jsonl. After `Saved` and `Finished` it is on the disk, not only in memory."""
-    line = json.dumps(to_json(event), ensure_ascii=False, allow_nan=False) + "\n"
-    with (path / EVENTS).open("ab") as file:
-        file.write(line.encode("utf-8", "backslashreplace"))
+    """Add one line to the run's events.jsonl: the whole line, or OSError and none of it.
+
+    After `Saved` and `Finished` it is on the disk, not only in memory.
+    """
+    text = json.dumps(to_json(event), ensure_ascii=False, allow_nan=False) + "\n"
+    line = text.encode("utf-8", "backslashreplace")
+    with (path / EVENTS).open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+        except OSError:
+            file.truncate(size)  # the next line must not continue this one
+            raise
         if isinstance(event, Saved | Finished):
-            file.flush()
             os.fsync(file.fileno())
 
 

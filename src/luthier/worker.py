@@ -181,9 +181,7 @@ def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop) -> Finished:
     training = plan.fitted(experiment, bench.train, bench.base.facts, slot.trainable_parameters, memory)
     if training.gradient_checkpointing and experiment.training.gradient_checkpointing is None:
         _note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
-    checkpoints = run.path / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
-    job = Job(run.id, training, experiment.seed, bench.train, bench.validation, checkpoints)
+    job = Job(run.id, training, experiment.seed, bench.train, bench.validation, run.path / "checkpoints")
     warned = False
     for event in train(tuned, [job], stop):
         if isinstance(event, Finished):

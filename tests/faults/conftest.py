@@ -1,0 +1,12 @@
+"""One ward for a file's tests: its runs are made once and copied."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.victims import Ward
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory: pytest.TempPathFactory) -> Ward:
+    return Ward(tmp_path_factory.mktemp("ward"))
