@@ -5,6 +5,7 @@ Lives here: writing beside the place, syncing, renaming. Does not live here: wha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 _LEFT = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{8}")  # the names that the writers below use meanwhile
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""What a disk that is full, or broken, answers to a write."""
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -142,12 +142,15 @@ def drop_torn_line(path: Path) -> int:
 def read_events(path: Path) -> list[Event]:
     """What happened in the run, in order, without what a later attempt did again.
 
-    An attempt that continues from step k starts with `Started(step=k)`: steps after k told before it are gone.
+    An attempt that continues from step k starts with `Started(step=k)`: steps after k told before it are gone. So is an
+    evaluation at step k, if the attempt before ended between telling and saving it: this one makes it again.
     """
     told: list[Event] = []
     for event in complete_lines(path, 0)[0]:
         if isinstance(event, Started):
             told = [old for old in told if old.step <= event.step or isinstance(old, Noted)]
+        if isinstance(event, Evaluated) and told and isinstance(told[-1], Started):
+            told = [old for old in told if not (isinstance(old, Evaluated) and old.step == event.step)]
         told.append(event)
     return told
 

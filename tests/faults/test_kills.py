@@ -16,7 +16,6 @@ from luthier.train import checkpoint
 from tests.faults.victims import (
     METHODS,
     TRAINING,
-    UPDATES,
     Training,
     Ward,
     after_power_cut,
@@ -75,29 +74,31 @@ def test_killed_at_every_file_operation_of_a_whole_run_it_is_the_same_run(ward: 
         assert not leftovers(run)
 
 
-@pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
-    return Training(tmp_path_factory.mktemp("training"))
-
-
+@pytest.mark.parametrize("begins", ["fresh", "stopped"])
 def test_killed_or_cut_off_at_every_file_operation_of_its_saves_a_training_has_a_whole_checkpoint(
-    training: Training, tmp_path: Path
+    training: Training, tmp_path: Path, begins: str
 ) -> None:
-    """Both what stands after a kill, and what a power cut leaves: only what had been synced, by content and by name."""
-    whole, stopped = training.reference(), training.stopped()
-    before = checkpoint_bits(stopped / "checkpoints" / "step-00000001")
-    assert before != whole[1]
+    """Both what stands after a kill, and what a power cut leaves: only what had been synced, by content and by name.
+
+    A training begun fresh makes its folder; one that was stopped before an evaluation writes a checkpoint again.
+    """
+    wishes = {"max_steps": 1} if begins == "fresh" else {}
+    whole, start = training.reference(**wishes), training.fresh() if begins == "fresh" else training.stopped()
+    again = [checkpoint_bits(path) for path in (start / "checkpoints").glob("*")]
+    assert whole[1] not in again
     for number in itertools.count(1):
-        room, platter = shutil.copytree(stopped, tmp_path / str(number)), tmp_path / f"platter{number}"
-        if training.carry(room, power_may_fail(room, platter), at_file_operation(room, number)) == 0:
+        room, platter = shutil.copytree(start, tmp_path / str(number)), tmp_path / f"platter{number}"
+        end = training.carry(room, power_may_fail(room, platter), at_file_operation(room, number), **wishes)
+        if end == 0:
             break
         for place in (room, after_power_cut(room, platter, tmp_path / f"cut{number}")):
             told = runs.read_events(place)
-            saved = max(event.step for event in told if isinstance(event, runs.Saved))
+            saved = max((event.step for event in told if isinstance(event, runs.Saved)), default=0)
             found, complaints = checkpoint.newest(place / "checkpoints")
-            assert found is not None and not complaints
-            assert saved <= found.progress.step and max(event.step for event in told) <= found.progress.step + 1
-            assert checkpoint_bits(found.path) in (whole[found.progress.step], before), place.name
+            step = 0 if found is None else found.progress.step
+            assert not complaints
+            assert saved <= step <= saved + 1 and max((event.step for event in told), default=0) <= step + 1
+            assert found is None or checkpoint_bits(found.path) in (whole[step], *again), place.name
         shutil.rmtree(room)
         shutil.rmtree(platter)
-    assert number > 20 * UPDATES  # the operations of every save, and of the rotation after it
+    assert number > 20 * len(whole)  # the operations of every save, and of the rotation after it

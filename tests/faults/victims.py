@@ -1,8 +1,8 @@
-"""Real processes that carry real runs and are killed, signalled or starved at a chosen point; and what is compared then.
+"""Processes that carry runs and are killed, signalled or starved at a chosen point; and what is compared then.
 
-Lives here: `Ward`, which makes queued runs of tiny models and forks workers for them; the traps a worker may be sent
-with; `bits`, everything that must be the same after any number of deaths. Does not live here: what is promised (the
-tests).
+Lives here: `Ward`, which makes queued runs of tiny models and forks workers for them; `Training`, the same for the loop
+alone; the traps a victim may be sent with; `bits`, everything that must be the same after any number of deaths.
+Does not live here: what is promised (the tests).
 
 A victim is a fork of this process, so it pays for no import. It runs `worker.main()` itself: signal handlers, lock,
 heartbeat and all. A trap is sprung by the victim, at a point that a seed or a count names, so every run of a test hits
@@ -11,6 +11,7 @@ the same places; the signal is the kernel's, and nothing of the victim's runs af
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import json
@@ -19,6 +20,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,10 +51,10 @@ QUIET = {"compare_base": False, "limit": 2, "max_new_tokens": 2}
 
 
 class Ward:
-    """Queued runs in `folder`, and the processes that carry them."""
+    """Queued runs in `folder`, and the processes that carry them; their rows lie in `data`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, data: Path | None = None) -> None:
+        self.folder, self.data = folder, data or folder
         self._fresh: dict[str, Path] = {}
         self._copies = 0
 
@@ -62,7 +64,7 @@ class Ward:
         if key not in self._fresh:
             if method == "qlora":
                 importlib.import_module("bitsandbytes")  # once here, not in every victim
-            values = {"name": "tiny", "model": str(tiny.build("tiny_llama")), "data": str(rows.pairs(self.folder))}
+            values = {"name": "tiny", "model": str(tiny.build("tiny_llama")), "data": str(rows.pairs(self.data))}
             values |= {"method": METHODS[method], "task": "generation", "evaluation": QUIET}
             studio = Studio(self.folder / "home")
             described = spec.from_mapping(values | {"training": TRAINING | training})
@@ -113,54 +115,71 @@ def _live(work: Callable[[], int], traps: Sequence[Trap], log: Path) -> NoReturn
         os._exit(code)
 
 
-UPDATES = 3
+UPDATES = 2
 
 
 class Training:
-    """The loop alone, on a tiny base that is loaded once: three updates, each evaluated and saved.
+    """The loop alone, on a tiny base that is loaded once: two updates, each evaluated and saved.
 
     A room is laid out as a run's folder is: `checkpoints/` and the events.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rows: int = 11) -> None:
         base = bases.load(spec.Model(name=str(tiny.build("tiny_llama"))), None)
         lora = spec.Lora(rank=2, alpha=4, dropout=0.1, target_modules=("q_proj", "v_proj"))
         self.tuned = attach(base, [lora], [1])
         self.folder = folder
+        self.examples = synthetic.rows("causal", count=rows - 2)  # it adds a twin and a prefix
+        self.latest = folder  # the room of the last reference
+        self._rooms = 0
 
     def carry(self, room: Path, *traps: Trap, **chosen: Any) -> int:
         return wait(self.begin(room, *traps, **chosen))
 
-    def begin(self, room: Path, *traps: Trap, **chosen: Any) -> int:
-        room.mkdir(exist_ok=True)
-        (room / runs.EVENTS).touch()
-        wishes = {"batch_size": 2, "accumulate_steps": 1, "num_epochs": 1, "max_steps": UPDATES, "evaluate_every": 1}
-        wishes |= {"learning_rate": 1e-2, "warmup": 0.0, "weight_decay": 0.01, "save_every": 1}
-        examples = synthetic.rows("causal", count=9)
-        job = loop.Job("run", spec.Training(**wishes | chosen), 1, examples, examples[:2], room / "checkpoints")
+    def begin(self, room: Path, *traps: Trap, budget: int = 30, **chosen: Any) -> int:
+        job, stop = self.job(room, **chosen), threading.Event()
 
         def work() -> int:
-            for event in loop.train(self.tuned, [job]):
+            signal.signal(signal.SIGTERM, lambda *_: stop.set())
+            for event in loop.train(self.tuned, [job], stop.is_set, budget=budget):
                 runs.append(room, event)
             return 0
 
         return fork(work, traps, self.folder / "log")
 
-    def reference(self) -> dict[int, dict[str, str]]:
+    def job(self, room: Path, **chosen: Any) -> loop.Job:
+        wishes = {"batch_size": 2, "accumulate_steps": 1, "num_epochs": 1, "max_steps": UPDATES, "evaluate_every": 1}
+        wishes |= {"learning_rate": 1e-2, "warmup": 0.0, "weight_decay": 0.01, "save_every": 1}
+        training = spec.Training(**wishes | chosen)
+        return loop.Job("run", training, 1, self.examples, self.examples[:2], room / "checkpoints")
+
+    def reference(self, **chosen: Any) -> dict[int, dict[str, str]]:
         """The bits of every update's checkpoint, of a training that nothing happens to."""
-        room = self.folder / "reference"
+        room = self._room("reference")
 
         def keep_all() -> None:
             checkpoint.rotate = lambda folder, keep: None
 
-        assert self.carry(room, keep_all) == 0
+        assert self.carry(room, keep_all, **chosen) == 0
+        self.latest = room
         return {int(path.name[5:]): checkpoint_bits(path) for path in (room / "checkpoints").iterdir()}
+
+    def fresh(self) -> Path:
+        """A room in which nothing has happened."""
+        return self._room("fresh")
 
     def stopped(self) -> Path:
         """A room of a training that was asked to stop in the evaluation after its first update: it will be made up for,
         and the checkpoint written again."""
-        room = self.folder / "stopped"
+        room = self._room("stopped")
         assert self.carry(room, at_call("luthier.train.loop:validation_loss", 1, asked)) == 0
+        return room
+
+    def _room(self, name: str) -> Path:
+        self._rooms += 1
+        room = self.folder / f"{name}-{self._rooms}"
+        room.mkdir()
+        (room / runs.EVENTS).touch()
         return room
 
 
@@ -168,7 +187,7 @@ def checkpoint_bits(path: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in path.iterdir()}
 
 
-# --- traps -------------------------------------------------------------------------------------------------------------
+# --- traps ----------------------------------------------------------------------------------------------------------
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -256,17 +275,21 @@ def at_call(target: str, number: int, act: Callable[[], None], again: Sequence[i
     return lay
 
 
+def disk_fails() -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 def small_files(size: int) -> None:
     """From here on no file may grow beyond `size` bytes: a longer write fails, as it does on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-# --- a power cut -------------------------------------------------------------------------------------------------------
+# --- a power cut ----------------------------------------------------------------------------------------------------
 def power_may_fail(room: Path, platter: Path) -> Trap:
-    """Keep in `platter` what had been synced: of a file its content, of a folder the names in it. Nothing else is sure.
+    """Keep in `platter` what had been synced: of a file its content, of a folder the names in it.
 
-    Every synced file is kept open, so that no later one gets its number.
+    Nothing else is sure. Every synced file is kept open, so that no later one gets its number.
     """
 
     def lay() -> None:
@@ -276,7 +299,7 @@ def power_may_fail(room: Path, platter: Path) -> Trap:
         def sync(handle: int) -> None:
             plain(handle)
             kept.append(os.dup(handle))
-            place = Path(os.readlink(f"/proc/self/fd/{handle}"))
+            place = Path(f"/proc/self/fd/{handle}").readlink()
             if place.is_dir():
                 names = {entry.name: [entry.inode(), entry.is_dir()] for entry in os.scandir(place)}
                 (platter / f"{place.stat().st_ino}.names").write_text(json.dumps(names))
@@ -307,7 +330,7 @@ def after_power_cut(room: Path, platter: Path, into: Path) -> Path:
     return into
 
 
-# --- what must be the same ---------------------------------------------------------------------------------------------
+# --- what must be the same ------------------------------------------------------------------------------------------
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -108,7 +108,7 @@ def at(folder: Path, step: int) -> Checkpoint:
 def rotate(folder: Path, keep: set[int]) -> None:
     """Delete all but the steps to keep and the newest before the last of them, so that two stand at least.
 
-    Nothing is deleted unless those to keep verify. One behind the last was found damaged when the run went on before it.
+    Nothing is deleted unless those to keep verify. One behind the last does not: the run went on from before it.
     """
     kept = {_place(folder, step) for step in keep}
     if any(_fault(path) is not None for path in kept):
