@@ -5,15 +5,22 @@ Lives here: writing beside the place, syncing, renaming. Does not live here: wha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_LEFT = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{8}")  # the names that the writers below use meanwhile
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""What a disk that is full, or broken, answers to a write."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -41,7 +48,9 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into; put in its place when the block ends well, removed when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.parent.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sync(folder.parent.parent)
     mark = secrets.token_hex(4)
     partial, old = folder.with_name(f".{folder.name}.tmp-{mark}"), folder.with_name(f".{folder.name}.old-{mark}")
     partial.mkdir()
@@ -64,6 +73,23 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Put right what killed writers left in `folder`: half-made files and folders go, what was being replaced returns.
+
+    For the one process that may write there.
+    """
+    for path in list(folder.glob(".*")):
+        left = _LEFT.fullmatch(path.name)
+        if left is None:
+            continue
+        if left["kind"] == "old" and not (folder / left["name"]).exists():
+            path.replace(folder / left["name"])
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def sync(path: Path) -> None:

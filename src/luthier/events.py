@@ -6,6 +6,7 @@ Lives here: `events.jsonl`. Does not live here: the rest of a run's folder (`run
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -113,12 +114,21 @@ def from_json(record: Mapping[str, Any]) -> Event:
 
 
 def append(path: Path, event: Event) -> None:
-    """Add one line to the run's events.jsonl. After `Saved` and `Finished` it is on the disk, not only in memory."""
-    line = json.dumps(to_json(event), ensure_ascii=False, allow_nan=False) + "\n"
-    with (path / EVENTS).open("ab") as file:
-        file.write(line.encode("utf-8", "backslashreplace"))
+    """Add one line to the run's events.jsonl: the whole line, or OSError and none of it.
+
+    After `Saved` and `Finished` it is on the disk, not only in memory.
+    """
+    text = json.dumps(to_json(event), ensure_ascii=False, allow_nan=False) + "\n"
+    line = text.encode("utf-8", "backslashreplace")
+    with (path / EVENTS).open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+        except OSError:
+            file.truncate(size)  # the next line must not continue this one
+            raise
         if isinstance(event, Saved | Finished):
-            file.flush()
             os.fsync(file.fileno())
 
 
@@ -132,12 +142,15 @@ def drop_torn_line(path: Path) -> int:
 def read_events(path: Path) -> list[Event]:
     """What happened in the run, in order, without what a later attempt did again.
 
-    An attempt that continues from step k starts with `Started(step=k)`: steps after k told before it are gone.
+    An attempt that continues from step k starts with `Started(step=k)`: steps after k told before it are gone. So is an
+    evaluation at step k, if the attempt before ended between telling and saving it: this one makes it again.
     """
     told: list[Event] = []
     for event in complete_lines(path, 0)[0]:
         if isinstance(event, Started):
             told = [old for old in told if old.step <= event.step or isinstance(old, Noted)]
+        if isinstance(event, Evaluated) and told and isinstance(told[-1], Started):
+            told = [old for old in told if not (isinstance(old, Evaluated) and old.step == event.step)]
         told.append(event)
     return told
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import ownership, redaction
-from luthier.disk import whole_folder, write_json, write_whole
+from luthier.disk import sweep, whole_folder, write_json, write_whole
 from luthier.errors import NotFound, TrainingError, did_you_mean
 from luthier.events import (
     EVENT_KINDS,
@@ -237,6 +237,7 @@ def owned(path: Path) -> Iterator[int]:
     Raises TrainingError if another process holds it.
     """
     with ownership.locked(path), ownership.beating(path):
+        sweep(path)
         begins = drop_torn_line(path / EVENTS)
         attempt = _record(path)["attempt"] + 1
         begun = {"attempt": attempt, "begins": begins, "started": time.time(), "finished": None, "error": None}

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import hardware, ownership, redaction, runs
+from luthier import disk, hardware, ownership, redaction, runs
 from luthier.disk import write_json
 from luthier.errors import LuthierError, TrainingError
 from luthier.runs import Evaluated, Event, Finished, Noted, Run, Started
@@ -58,7 +58,7 @@ def work(path: Path, stop: Stop) -> int:
     try:
         with runs.owned(path):
             return _to_the_end(runs.load(path), lambda: stop() or ownership.stop_asked(path))
-    except LuthierError as refusal:
+    except (LuthierError, OSError) as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 1
 
@@ -114,6 +114,9 @@ def _unforeseen(run: Run, defect: Exception) -> dict[str, str | None]:
     if isinstance(defect, MemoryError) or "OutOfMemory" in type(defect).__name__ or "can't allocate memory" in words:
         hint = "a smaller `training.max_seq_length` or `training.batch_size`, `gradient_checkpointing: true`, or qlora"
         return {"kind": "TrainingError", "message": f"not enough memory: {words}", "where": log, "hint": hint}
+    if isinstance(defect, OSError) and defect.errno in disk.REFUSALS:
+        hint = "make room, or look at the disk, and run the same command again: what is finished stands"
+        return {"kind": "TrainingError", "message": f"the disk refuses: {words}", "where": str(run.path), "hint": hint}
     hint = "this is a defect of luthier, not of your input: please report it with this file"
     return {"kind": "TrainingError", "message": words, "where": log, "hint": hint}
 

@@ -7,9 +7,11 @@ its place under a hidden name, synced, and renamed; nothing is deleted before it
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from luthier import disk
 from luthier.errors import TrainingError
 
 FORMAT = 1
+ROOM = 2.2
+"""Free space before a save, in checkpoints: the one to be written, and what a run still writes after its last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +62,31 @@ def save(folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer
     if final.exists() and _fault(final) is None and _progress(final) == progress:
         return final  # the same step saved again, after a resume: what stands is as good
     tensors = {"weights.safetensors": weights, "optimizer.safetensors": optimizer}
+    need = sum(value.nbytes for content in tensors.values() for value in content.values())
     try:
         with disk.whole_folder(final) as staging:
+            if shutil.disk_usage(staging).free < ROOM * need:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
             for name, content in tensors.items():
                 save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, staging / name)
             (staging / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
             files = {name: _facts(staging / name) for name in (*tensors, "progress.json")}
             (staging / "MANIFEST.json").write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        need = sum(value.nbytes for content in tensors.values() for value in content.values())
         hint = (
-            f"{need / 2**20:.1f} MiB are needed; make room and run the same command again: the older checkpoint stands"
+            f"{ROOM * need / 2**20:.1f} MiB must be free; make room and run the same command again: "
+            "the older checkpoint stands"
         )
         raise TrainingError(f"the checkpoint could not be written: {error}", str(final), hint) from error
     return final
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
+    """The newest checkpoint that verifies, and a sentence for each newer one that does not.
+
+    For the one process that may write there: what a killed save left is put right first.
+    """
+    disk.sweep(folder)
     complaints: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         fault = _fault(path)
@@ -95,17 +106,17 @@ def at(folder: Path, step: int) -> Checkpoint:
 
 
 def rotate(folder: Path, keep: set[int]) -> None:
-    """Delete all but the steps to keep and the next newest, so that two stand at least, and what crashed saves left.
+    """Delete all but the steps to keep and the newest before the last of them, so that two stand at least.
 
-    Nothing is deleted unless those to keep verify.
+    Nothing is deleted unless those to keep verify. One behind the last does not: the run went on from before it.
     """
     kept = {_place(folder, step) for step in keep}
     if any(_fault(path) is not None for path in kept):
         return
     others = sorted(path for path in folder.glob("step-*") if path not in kept)
-    kept |= set(others[-1:])
-    for path in folder.iterdir():
-        if (path.name.startswith("step-") and path not in kept) or ".tmp-" in path.name:
+    kept |= set([path for path in others if path < max(kept)][-1:])
+    for path in others:
+        if path not in kept:
             shutil.rmtree(path)
 
 
@@ -131,6 +142,11 @@ def _progress(path: Path) -> Progress:
     return Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
 
 
+def _same_fields(path: Path) -> bool:
+    told = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+    return set(told) == {field.name for field in fields(Progress)}
+
+
 def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
@@ -140,6 +156,8 @@ def _fault(path: Path) -> str | None:
         for name, facts in manifest["files"].items():
             if _facts(path / name) != facts:
                 return f"{name} differs from the manifest"
+        if not _same_fields(path):
+            return "progress.json is of another version"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
