@@ -125,6 +125,20 @@ def test_a_mistake_in_the_file_is_told_with_its_line(
         assert said.err.startswith("error: ") and what in said.err and where in said.err and hint in said.err
 
 
+def test_a_metric_nobody_knows_is_refused_before_anything_is_trained(
+    luthier: Luthier, experiment: Path, tmp_path: Path
+) -> None:
+    for verb in ("plan", "tune"):
+        said = luthier(verb, "--set", "evaluation.metrics=[exact_mach]")
+        assert said.code == 2 and "there is no metric `exact_mach`" in said.err and "`exact_match`" in said.err
+    assert runs.all_runs(tmp_path / "home") == []
+
+
+def test_luthier_alone_is_its_help(luthier: Luthier) -> None:
+    alone, asked = luthier(), luthier("--help")
+    assert (alone.code, alone.err) == (0, "") and alone.out == asked.out and "tune" in alone.out
+
+
 def test_a_secret_is_refused_and_not_repeated(luthier: Luthier, experiment: Path, tmp_path: Path) -> None:
     secret = "hf_" + "a" * 34
     said = luthier("tune", "--set", f"model.name={secret}")
@@ -146,7 +160,9 @@ def test_a_failed_run_says_why_and_shows_it_again(luthier: Luthier, experiment: 
         (("tune", "absent.yaml"), "does not exist"),
         (("show", "nobody"), "there is no run `nobody`"),
         (("watch",), "there are no runs yet"),
-        (("evaluate", "nobody"), "there is no run `nobody`"),
+        (("evaluate", "nobody"), "`nobody` is neither a run nor a model folder"),
+        (("evaluate", "./nobody"), "`./nobody` is neither a run nor a model folder"),
+        (("evaluate", "/nowhere/base", "--data", "x.jsonl"), "`/nowhere/base` is neither a run nor a model folder"),
         (("compare", "one"), "cannot be compared"),
         (("prepare", "absent.jsonl"), "absent.jsonl"),
     ],
@@ -188,6 +204,8 @@ def test_after_a_run_it_is_listed_shown_asked_and_compared(
     listed = luthier("runs").out.splitlines()
     assert len(listed) == 3 and all("done" in line and "exact match" in line for line in listed[1:])
     newest, older = (each["id"] for each in json.loads(luthier("runs", "--json").out))
+    named = luthier("generate", newest, "item 3?", "--base")
+    assert re.fullmatch(r"tuned: .*\nbase: .*\n", named.out) and named.err == ""
     assert newest in luthier("show").out and "exact match" in luthier("show", older).out
     assert json.loads(luthier("show", "--json").out)["report"]["verdict"]
     assert f"{newest} " in luthier("compare", older, newest).out

@@ -29,7 +29,6 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
 }
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -43,11 +42,15 @@ for _panel, _functions in COMMANDS.items():
 
 @app.callback(invoke_without_command=True)
 def _before(
+    context: typer.Context,
     home: Annotated[str | None, typer.Option(help="Where runs and data live (else $LUTHIER_HOME, ~/.luthier).")] = None,
     version: Annotated[bool, typer.Option("--version", help="Say the version and end.")] = False,
 ) -> None:
     if version:
         print(luthier.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
         raise typer.Exit
     if home is not None:
         os.environ["LUTHIER_HOME"] = home  # a worker inherits it
