@@ -46,6 +46,7 @@ def exam(experiment: spec.Experiment, dataset: Dataset, tokenizer: object, rules
     split = "test" if dataset.counts["test"] else "validation"
     examples = dataset.examples(split)
     notes = () if split == "test" else ("there are no test rows: measured on validation rows, which chose the weights",)
+    notes = notes if examples else ("there are neither test nor validation rows: nothing can be measured",)
     return _exam(experiment, (examples, split, notes), dataset, tokenizer, rules, longest_answer)
 
 

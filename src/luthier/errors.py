@@ -68,6 +68,8 @@ def here(name: str | Path) -> Path:
 
 def near_path(path: Path) -> str | None:
     """The hint for a path that is not there: the neighbour that was probably meant. None when nothing is close."""
+    if path.exists():
+        return None
     missing = path
     while not missing.parent.is_dir():
         missing = missing.parent

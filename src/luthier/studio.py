@@ -211,7 +211,9 @@ class Studio:
         from luthier import publishing, workbench
 
         learned = workbench.learned(run)
-        return publishing.publish(learned, workbench.experiment_of(run).model, Path(folder), merge=merge)
+        told = report(run) if (run.path / "report.json").is_file() else None
+        story = publishing.story_of(workbench.dataset_of(run), told)
+        return publishing.publish(learned, workbench.experiment_of(run).model, Path(folder), merge=merge, story=story)
 
 
 def report(run: Run) -> Report:

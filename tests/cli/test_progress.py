@@ -131,7 +131,7 @@ def on_terminal(command: list[str], environment: dict[str, str]) -> str:
     """What `command` writes to a terminal."""
     leader, follower = pty.openpty()
     root = str(Path(__file__).parents[2])
-    settings = {"TERM": "xterm-256color", "COLUMNS": "160", "PYTHONPATH": root} | environment
+    settings = {"TERM": "xterm-256color", "COLUMNS": "160", "PYTHONPATH": f"{root}/src{os.pathsep}{root}"} | environment
     kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     child = subprocess.Popen(command, stdout=follower, stderr=follower, env=kept | settings, cwd=root)
     os.close(follower)

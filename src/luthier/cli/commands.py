@@ -304,8 +304,9 @@ def generate(
 ) -> None:
     """Answer a prompt, a file or standard input with the tuned model. A prompt may be a JSON object of columns."""
     here = _studio()
+    found = here.find(run)
     prompts = [prompt] if prompt is not None else _prompts(file)
-    for answer in here.generate(here.find(run), prompts, base):
+    for answer in here.generate(found, prompts, base):
         if as_json:
             screen.json_line(
                 {"prompt": answer.prompt, "tuned": "".join(answer.tuned), "base": "".join(answer.base or ())}

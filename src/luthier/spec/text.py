@@ -32,6 +32,7 @@ KeyPath = tuple[str, ...]
 
 MAX_BYTES = 1 << 20  # an experiment file is a page; a megabyte of it is an accident or an attack (SECURITY: YAML bombs)
 MAX_DEPTH = 64
+INIT = "`luthier init MODEL DATA` writes an experiment file"
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -67,7 +68,7 @@ def read_text(path: Path) -> str:
         near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
         others = near or sorted(name for name in names if name.endswith((".yaml", ".yml")))[:3]
         listed = ", ".join(str(path.parent / name) for name in others)
-        hint = f"did you mean {listed}?" if near else f"there is {listed}" if others else None
+        hint = f"did you mean {listed}?" if near else f"there is {listed}" if others else INIT
         raise NotFound(f"{path} does not exist", hint=hint)
     if path.stat().st_size > MAX_BYTES:
         raise SpecError(f"{path} is larger than {MAX_BYTES:,} bytes", hint="an experiment file names its data by path")
@@ -85,7 +86,7 @@ def read(text: str, label: str) -> Written:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise SpecError("an experiment is a mapping (`model: …`, `data: …`)", where=f"{label}:1")
+        raise SpecError("an experiment is a mapping (`model: …`, `data: …`)", f"{label}:1", INIT)
     return Written(values, places)
 
 
