@@ -128,18 +128,20 @@ TEST_THEMES = KNOWN_TEST_THEMES + NEW_TEST_THEMES
 
 # SQL would read these as keywords, and a reader as part of the sentence.
 _KEYWORDS = """
-abort about above action added after along also alter always analyze anything anywhere arranged attach attached
-autoincrement average before begin below between beyond biggest broken cascade case cast check collate column
-combined commit complete compute conflict connected constraint could count create cross current database default
-deferrable deferred delete desc descending detach detail distinct down drop each else escape exactly except exclude
-exclusive exist exists explain fail filter first following foreign from full generated give glob greatest group
-groups having higher highest ignore immediate index indexed initially inner insert instead integer intersect into
-isnull join last least left less like limit list look lower lowest many match materialized mean more most natural
-need nothing notnull null nulls offset only order other others outer over partition plan plus pragma preceding
-primary print query raise range records recursive references regexp reindex release rename replace restrict
-returning right rollback rows same savepoint select separate short show slightest starting summed table take tell
-temp temporary text than that then they ties total transaction trigger typical unbounded under unequal union unique
-update using vacuum values view virtual what when where which whose window with without
+abort about above action added after along also alter alternatively always analyze anything anywhere arranged attach
+attached autoincrement average before begin below besides between beyond biggest bottom broken cascade case cast check
+collate column combined commit complete compute conflict connected constraint could count create cross current
+database default deferrable deferred delete desc descending detach detail different differing distinct down drop each
+else equal escape exactly except excess exclude exclusive exist exists explain fail failing falling fewer filter first
+following foreign from full generated get give glob greatest group groups having high higher highest ignore immediate
+index indexed individual inferior initially inner insert instead integer intersect into isnull join joined just larger
+largest last least left less like limit list look lower lowest many match materialized maximum mean minimum more most
+natural need nothing notnull null nulls number offset only order other others outer over overall partition plan please
+plus pragma preceding primary print query raise range records recursive references regexp reindex related release
+rename replace restrict return returned returning right rising rollback rows same savepoint say select separate short
+show slightest smaller smallest split starting summed table take tell temp temporary text than that then they through
+tied ties time top total transaction trigger typical unbounded under unequal union unique update using vacuum values
+view virtual want what when where which whole whose window with within without
 """
 _NEVER_INVENTED = frozenset(_KEYWORDS.split())
 _ONSETS = ["b", "br", "c", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pr", "qu"]
@@ -151,6 +153,12 @@ _CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "nd", "rk", "x"]
 @lru_cache(maxsize=1)
 def _pretraining_words() -> tuple[str, ...]:
     return tuple(sorted({word.lower() for theme in PRETRAINING_THEMES for word in theme.words()}))
+
+
+@lru_cache(maxsize=1)
+def _whole_words() -> tuple[str, ...]:
+    """Also the words of questions: the head of `different` comes in `difficulty` as well."""
+    return tuple(sorted({*_pretraining_words(), *(word for word in _NEVER_INVENTED if len(word) > 3)}))
 
 
 @lru_cache(maxsize=1)
@@ -195,7 +203,7 @@ def _from_chain(rng: random.Random) -> str:
 
 def _from_halves(rng: random.Random) -> str:
     """Without these, the piece `geons` would come in `surgeons` only, and could not be copied in `dungeons`."""
-    head, tail = rng.choice(_pretraining_words()), rng.choice(_pretraining_words())
+    head, tail = rng.choice(_whole_words()), rng.choice(_whole_words())
     return head[: rng.randint(2, max(2, len(head) - 1))] + tail[-rng.randint(2, max(2, len(tail) - 1)) :]
 
 
