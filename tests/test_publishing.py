@@ -12,13 +12,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier import publishing, spec
+from luthier.data.dataset import Dataset
 from luthier.disk import sha256
 from luthier.errors import ModelError
+from luthier.evaluation.report import Report, Subject
 from luthier.models import adapters, base
 from luthier.publishing import Question
+from luthier.runs import Score
 from tests import tiny as models
 from tests.trained import FULL, LORA, PROMPT, QLORA, far, labels_of, ours, rows, trained
 
+DATASET = Dataset(Path("x"), "0123abcd", {"train": 1200, "test": 150}, {}, {}, "generation", "text", ())
+SUBJECT = Subject(run="r", name="n", model="m", method="lora", dataset="0123abcd", task="generation")
+SCORES = {"exact_match": Score(0.8333, 0.787, 0.8714, 300), "chrf": Score(71.2, 68.1, 74.3, 300)}
+BEFORE = {"chrf": Score(12.0, 10.0, 14.0, 300)}
+REPORT = Report(SUBJECT, SCORES, BEFORE, {}, "exact match: tuned 0.83, base <0.01")
 METHODS = (LORA, QLORA, PROMPT, FULL)
 
 
@@ -103,6 +111,29 @@ def test_a_copy_is_the_run_and_has_only_what_others_need(kind: str, method: Any,
     kept = {path.name for path in done.path.iterdir()}
     assert {"README.md", "luthier.json", "tokenizer.json"} <= kept
     assert kept <= {*publishing.PUBLISHED.split(), "model.safetensors"}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("merge", [False, True], ids=["adapter", "merged"])
+def test_the_card_tells_what_it_was_made_from_and_what_it_is_worth(merge: bool, tmp_path: Path) -> None:
+    folder = run("tiny_llama", LORA, tmp_path / "run")
+    story = publishing.story_of(DATASET, REPORT)
+    done = publishing.publish(folder, model_of("tiny_llama"), tmp_path / "out", merge=merge, story=story)
+    card = (done.path / "README.md").read_text()
+    for said in (
+        "license: unknown",
+        "Rows: 1,200 train, 150 test. Fingerprint of their content: `0123abcd`",
+        "exact match: tuned 0.83, base &lt;0.01",
+        "| metric | tuned | base |",
+        "| exact match | 0.83 (0.79–0.87, n = 300) | – |",
+        "| chrf | 71.2 (68.1–74.3, n = 300) | 12.0 (10.0–14.0, n = 300) |",
+        "Not known to luthier",
+    ):
+        assert said in card, said
+    assert adapters.read(done.path).manifest if not merge else base.load(spec.Model(name=str(done.path)))
+    (folder / "README.md").write_text("a person's own words")
+    again = publishing.publish(folder, model_of("tiny_llama"), tmp_path / "again", story=story)
+    assert (again.path / "README.md").read_text() == "a person's own words"
 
 
 def done_question(path: Path) -> Question:
@@ -203,10 +234,12 @@ def test_no_secret_reaches_the_fresh_process(tmp_path: Path, monkeypatch: pytest
 
     for name in ("HF_TOKEN", "DB_PASSWD", "AWS_CREDENTIALS", "KEYBOARD"):
         monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(publishing.subprocess, "run", look)
     with pytest.raises(ModelError, match="stop"):
         publishing.in_fresh_process([], tmp_path)
-    assert not {"HF_TOKEN", "DB_PASSWD", "AWS_CREDENTIALS"} & seen.keys() and seen["KEYBOARD"] == "x"
+    assert not {"HF_TOKEN", "DB_PASSWD", "AWS_CREDENTIALS", "KEYBOARD"} & seen.keys()  # only what is on the list
+    assert seen["PATH"] and seen["OMP_NUM_THREADS"] == "1"
 
 
 def _scale_head(folder: Path) -> None:

@@ -425,7 +425,6 @@ def test_remote_code_stays_off_even_for_a_caller_who_switches_it_on(tmp_path: Pa
 # file: the words that may stand in it, and why
 ALLOWED: dict[str, tuple[set[str], str]] = {
     "evaluation/report_page.py": ({"jinja2.Environment"}, "renders our own template, autoescaped"),
-    "demo/pretrain.py": ({"torch.load"}, "a maker's script; continues from its own file, tensors only"),
 }
 CALLS = {
     "eval",

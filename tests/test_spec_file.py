@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import string
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 
 from luthier import spec
 from luthier.errors import LuthierError, NotFound, SpecError
-from luthier.spec import text
+from luthier.spec import experiments, text
+from luthier.spec.values import known_paths
 
 BARE = "model: org/base\ndata: rows.jsonl\n"
 
@@ -186,6 +186,26 @@ def test_overrides_are_yaml_laid_over_the_file(write):
     assert "training.learning_rate" in spec.chosen(one)
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["Input: {input}", "{input}", "{input}\nOutput:", "a [b {input}", "# {input}: it's", "{a}, {b}: c", "{a} #b"],
+)
+def test_text_needs_no_quotes_of_yaml_in_the_shell(write, template):
+    one = spec.load(write(BARE), [f"data.template={template}", "method.type=prompt_tuning", "method.init_text=- a: b"])
+    assert (one.data.template, one.method.init_text) == (template, "- a: b")
+    quoted = spec.load(write(BARE), ['data.template="Input: {input}\\nOutput:"'])
+    assert quoted.data.template == "Input: {input}\nOutput:" and not spec.advice(quoted)
+    told = spec.advice(spec.load(write(BARE), ["data.template=Input: {input}\\nOutput:"]))
+    assert len(told) == 1 and "no line break" in told[0]
+
+
+def test_only_what_can_be_nothing_but_text_is_taken_as_it_stands(write):
+    taken = {path for path in known_paths() if experiments._holds_text(tuple(path.split(".")))}
+    assert {"data.template", "data.train", "model.name", "method.init_text", "evaluation.judge.rubric"} <= taken
+    assert not {"data.labels", "data.columns", "evaluation.metrics", "training.batch_size", "search.space"} & taken
+    assert not [path for path in ("model", "data", "method") if experiments._holds_text((path,))]
+
+
 def test_an_empty_override_takes_a_choice_back(write):
     assert spec.load(write(BARE + "training: {num_epochs: 1}\n"), ["training.num_epochs="]).training.num_epochs is None
 
@@ -273,5 +293,9 @@ def test_any_number_survives_the_file(rate, seed):
 
 @given(st.text(string.printable, max_size=200))
 def test_no_text_brings_anything_but_our_errors(content):
-    with contextlib.suppress(LuthierError):
-        spec.from_mapping(text.read(content, "e.yaml").values)
+    try:
+        found = spec.from_mapping(text.read(content, "e.yaml").values)
+    except LuthierError as error:
+        assert error.message and (error.where is None or error.where.startswith("e.yaml"))
+    else:
+        assert spec.from_mapping(text.read(spec.dump(found), "e.yaml").values) == found

@@ -217,7 +217,8 @@ def test_the_plan_reads_no_run_and_makes_none(studio: Studio, experiment: Experi
 def test_a_run_speaks_is_evaluated_on_other_rows_and_compared(
     studio: Studio, experiment: Experiments, tmp_path: Path
 ) -> None:
-    run = studio.tune(experiment(task="generation", evaluation={"max_new_tokens": 6}))
+    run = studio.tune(experiment(task="generation", evaluation={"max_new_tokens": 6, "limit": 1}))
+    assert report(run).scores["exact_match"].n == 1
     [reply] = studio.generate(run, ["item 3?"], base=True)
     assert reply.base is not None and isinstance("".join(reply.tuned) + "".join(reply.base), str)
     fresh = rows.write(tmp_path / "fresh.jsonl", [{"input": "item 900?", "output": "red"}] * 2)
@@ -228,7 +229,9 @@ def test_a_run_speaks_is_evaluated_on_other_rows_and_compared(
     pair = {"input": known[0].content, "output": known[1].content}
     mixed = studio.evaluate(run, rows.write(tmp_path / "mixed.jsonl", [{"input": "item 900?", "output": "red"}, pair]))
     assert "1 of these 2 rows were trained on: on them a score is memory, not skill" in mixed.notes
-    other = studio.tune(experiment(task="generation", evaluation={"max_new_tokens": 6}, seed=1))
+    assert mixed.scores["exact_match"].n == 2  # `evaluation.limit` was for the run's own test
+    slower = FEW | {"learning_rate": 2e-3}
+    other = studio.tune(experiment(task="generation", evaluation={"max_new_tokens": 6, "limit": 1}, training=slower))
     compared = studio.compare([run, other])
     assert compared["exact_match"][0].n == report(run).scores["exact_match"].n
     assert other.id in compared["exact_match"][0].sentence

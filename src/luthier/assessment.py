@@ -46,6 +46,7 @@ def exam(experiment: spec.Experiment, dataset: Dataset, tokenizer: object, rules
     split = "test" if dataset.counts["test"] else "validation"
     examples = dataset.examples(split)
     notes = () if split == "test" else ("there are no test rows: measured on validation rows, which chose the weights",)
+    notes = notes if examples else ("there are neither test nor validation rows: nothing can be measured",)
     return _exam(experiment, (examples, split, notes), dataset, tokenizer, rules, longest_answer)
 
 
@@ -147,6 +148,8 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
     dataset = _rows(data, experiment.data, own, run.path.parents[1])
     tuned = workbench.open_run(run)
     rules = workbench.rules_of(experiment, own, tuned.base)
+    every = experiment.evaluation.model_copy(update={"limit": None})  # that wish was for the run's own test
+    experiment = experiment.model_copy(update={"evaluation": every})
     examples, longest = dataset.examples("train"), run.facts["longest_answer"]
     asked = _exam(experiment, (examples, str(data), ()), own, tuned.base.tokenizer, rules, longest)
     asked = dataclasses.replace(asked, notes=(*asked.notes, *_learned_from(asked, own)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class LuthierError(Exception):
@@ -55,3 +56,38 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """The hint for a misspelt word, or None when nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean `{close[0]}`?" if close else None
+
+
+def here(name: str | Path) -> Path:
+    """The path that `name` is, `~` opened; the home of nobody stays as it is written."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def near_path(path: Path) -> str | None:
+    """The hint for a path that is not there: the neighbour that was probably meant. None when nothing is close."""
+    if path.exists():
+        return None
+    missing = path
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    try:
+        names = [entry.name for entry in missing.parent.iterdir()]
+    except OSError:  # a folder that may be entered, not read
+        return None
+    close = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.6)
+    if not close:
+        return None
+    meant = missing.parent / close[0] / path.relative_to(missing)
+    return f"did you mean `{meant if meant.exists() else missing.parent / close[0]}`?"
+
+
+def means_a_path(name: str) -> bool:
+    """Whether `name` can only be a path: of its form, or because a folder of its first part stands here.
+
+    >>> [means_a_path(name) for name in ("./x", "~/x", "/x", "a/b/c", "org/name", "gpt2")]
+    [True, True, True, True, False, False]
+    """
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())

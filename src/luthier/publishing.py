@@ -24,8 +24,11 @@ from torch import Tensor
 
 from luthier import disk, hardware, redaction, spec
 from luthier.data.batches import Share
+from luthier.data.dataset import Dataset
 from luthier.data.examples import Encoded
 from luthier.errors import LuthierError, ModelError
+from luthier.evaluation.report import Report
+from luthier.evaluation.report import say as in_words
 from luthier.models import adapters, base, facts, manifest, refusals
 from luthier.models.methods import Tuned, attach
 
@@ -36,9 +39,15 @@ vocab.json vocab.txt merges.txt tokenizer.model spiece.model sentencepiece.bpe.m
 chat_template.jinja
 """
 TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 2e-2}
-"""Largest allowed difference of logits, as a share of the largest logit (at least 1)."""
+"""Largest allowed difference of logits (RELIABILITY, test 20), as a share of the largest logit where that exceeds 1.
+
+A share, because rounding is one: logits of 30 carry errors 30 times those of logits of 1, and float32 itself is 2e-6
+wide there; a bound that stayed at 1e-5 would judge the model's scale. Up to a logit of 1 the figure stands as it is.
+"""
 _EIGHT_BITS = 5e-2  # a base in 8 bits rounds its activations too, which the merged model no longer does
-_ROUNDED_AWAY = 0.1  # a merge whose error is more than this share of the tuning's own effect is refused
+# A merge whose error is more than this share of the tuning's own effect is refused (test 20's factor of 10). Of the
+# error that was found, not of the one that is allowed: a small tuning may be merged if it comes through.
+_ROUNDED_AWAY = 0.1
 _SECONDS = 3600
 
 
@@ -74,8 +83,12 @@ class _Trained:
     tuned: list[Tensor]
 
 
-def publish(folder: Path, model: spec.Model, out: Path, *, merge: bool = False) -> Published:
+def publish(
+    folder: Path, model: spec.Model, out: Path, *, merge: bool = False, story: manifest.Story | None = None
+) -> Published:
     """Copy the result in `folder` (adapter, or whole model after full tuning) of base `model` to `out`, or merge it.
+
+    `story` goes into the model card.
 
     `out` appears only when a fresh process has loaded it and found the run's logits in it: within TOLERANCE of the
     precision, and within a tenth of what the tuning changed. Raises ModelError otherwise, or if `out` exists.
@@ -100,8 +113,22 @@ def publish(folder: Path, model: spec.Model, out: Path, *, merge: bool = False) 
             question = Question(model, partial, trained.probes) if files else whole
             share = TOLERANCE["float32"]
         (found,) = in_fresh_process([question], Path(scratch))
+        if story is not None:
+            manifest.tell(partial, story)
         proved = _prove(trained, found, out, question is whole and files is not None, share)
         return replace(proved, notes=(*proved.notes, *_local_base(partial)))
+
+
+def story_of(dataset: Dataset, report: Report | None) -> manifest.Story:
+    """What a model card tells of a run: its data, and its test if there was one."""
+    if report is None:
+        return manifest.Story(dataset.fingerprint, dataset.counts)
+    scores = []
+    for name, score in report.scores.items():
+        sides = [score, report.base_scores.get(name)]
+        told = [in_words(each, None if each.high > 1 else 1.0, with_n=True) if each else "–" for each in sides]
+        scores.append((name.replace("_", " "), told[0], told[1]))
+    return manifest.Story(dataset.fingerprint, dataset.counts, report.verdict, report.subject.against, tuple(scores))
 
 
 def _local_base(folder: Path) -> tuple[str, ...]:
@@ -257,8 +284,10 @@ def in_fresh_process(questions: Sequence[Question], scratch: Path) -> list[list[
     (scratch / "questions.json").write_text(
         json.dumps([_to_json(question) for question in questions]), encoding="utf-8"
     )
-    environment = {name: value for name, value in os.environ.items() if not redaction.names_a_secret(name)}
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = redaction.inherited() | {
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
     command = [sys.executable, "-m", "luthier.publishing", str(scratch)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode != 0:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import luthier
 from luthier import engines, errors, presets, runs, spec
-from luthier.errors import LuthierError, NotFound, SpecError, TrainingError
+from luthier.errors import LuthierError, NotFound, SpecError, TrainingError, here, means_a_path, near_path
 from luthier.runs import Event, Plan, Run
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from luthier.evaluation.report import Comparison, Report
     from luthier.publishing import Published
     from luthier.workbench import Reply, Seen
+
+
+Described = spec.Experiment | str | Path
+"""An experiment, or the path of its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +58,14 @@ class Studio:
 
         return prepare(data, self.home, seed, task)
 
-    def draft(self, experiment: spec.Experiment) -> Draft:
+    def draft(self, experiment: Described) -> Draft:
         """Look at the base's configuration, prepare the data, and decide every open value. Raises any LuthierError."""
+        from luthier.evaluation import metrics
         from luthier.models import facts
 
+        experiment = _described(experiment)
         _refuse_what_nothing_reads(experiment)
+        metrics.by_name(experiment.evaluation.metrics or ())  # an unknown one is refused now, not after the training
         chosen = _named(experiment)
         folder, commit = facts.locate(chosen.model.name, chosen.model.revision, weights=False)
         base = facts.inspect(chosen.model.name, commit)
@@ -68,7 +75,7 @@ class Studio:
         fingerprint = spec.fingerprint(resolved.experiment, dataset.fingerprint, revision)
         return Draft(resolved, chosen, dataset, base, revision, fingerprint)
 
-    def plan(self, experiment: spec.Experiment | Draft, measure: bool = False) -> Plan:
+    def plan(self, experiment: Described | Draft, measure: bool = False) -> Plan:
         """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in the warnings.
 
         With `measure`, memory and time are those of the longest and some typical steps, run in a process of its own
@@ -80,7 +87,7 @@ class Studio:
         planned = workbench.plan(draft.resolved, draft.dataset)
         return workbench.measured(draft.resolved, draft.dataset, planned) if measure else planned
 
-    def look(self, experiment: spec.Experiment, count: int = 3, split: str = "train") -> list[Seen]:
+    def look(self, experiment: Described, count: int = 3, split: str = "train") -> list[Seen]:
         """The first rows of a split as the model would see them, token by token."""
         from luthier import workbench
 
@@ -88,7 +95,7 @@ class Studio:
         return workbench.look(draft.resolved, draft.dataset, count, split)
 
     # --- runs
-    def tune(self, experiment: spec.Experiment, new: bool = False) -> Run:
+    def tune(self, experiment: Described, new: bool = False) -> Run:
         """The run that `experiment` means, with a worker on it unless it is done already.
 
         The newest run of that name decides: the same and done is given back; the same and unfinished continues;
@@ -149,6 +156,19 @@ class Studio:
             raise NotFound("there are no runs yet", where=str(self.home), hint="`luthier tune FILE` makes one")
         return every[0]
 
+    def subject(self, word: str) -> Run | str:
+        """What can be evaluated under that name: a run if there is one, else a base (folder or Hub id)."""
+        try:
+            return self.find(word)
+        except NotFound as nobody:
+            if here(word).is_dir() or ("/" in word and not means_a_path(word)):
+                return word
+            if "/" in word:
+                raise NotFound(f"`{word}` is neither a run nor a model folder", hint=near_path(here(word))) from None
+            near = nobody.hint if "did you mean" in (nobody.hint or "") else near_path(here(word))
+            hint = near or "`luthier runs` lists the runs; a base is a folder or a Hub id such as `org/name`"
+            raise NotFound(f"`{word}` is neither a run nor a model folder", hint=hint) from None
+
     # --- what a run has learned
     def evaluate(self, subject: Run | str, data: str | Path | None = None) -> Report:
         """Score a run, or a base model by name, on the rows of `data`; a run without `data`: the report of its test."""
@@ -196,7 +216,9 @@ class Studio:
         from luthier import publishing, workbench
 
         learned = workbench.learned(run)
-        return publishing.publish(learned, workbench.experiment_of(run).model, Path(folder), merge=merge)
+        told = report(run) if (run.path / "report.json").is_file() else None
+        story = publishing.story_of(workbench.dataset_of(run), told)
+        return publishing.publish(learned, workbench.experiment_of(run).model, Path(folder), merge=merge, story=story)
 
 
 def report(run: Run) -> Report:
@@ -227,42 +249,68 @@ def done(run: Run) -> Run:
     return run
 
 
-def plan(experiment: spec.Experiment, measure: bool = False) -> Plan:
-    """What a run of `experiment` would do; with `measure`, memory and time as some of its steps show them."""
+def plan(experiment: Described, measure: bool = False) -> Plan:
+    """What a run of `experiment` (or of the experiment file of that path) would do.
+
+    With `measure`, memory and time are as some of its steps show them.
+    """
     return Studio().plan(experiment, measure)
 
 
 def prepare(data: spec.Data | Any, task: str | None = None, seed: int = 0) -> Dataset:
-    """Read, recognise, clean and split rows: a path, a Hub name, an iterable, or `Data` with its wishes."""
+    """Read, recognise, clean and split rows: a path, a Hub name, an iterable, or `Data` with its wishes.
+
+    Of an `Experiment`, or the path of its file, the data with its task and seed.
+    """
+    if isinstance(data, spec.Experiment) or (isinstance(data, str | Path) and str(data).endswith((".yaml", ".yml"))):
+        experiment = _described(data)
+        return Studio().prepare(experiment.data, task or experiment.task, seed or experiment.seed)
     return Studio().prepare(data if isinstance(data, spec.Data) else spec.Data(train=data), task, seed)
 
 
 def evaluate(subject: Run | str, data: str | Path | None = None) -> Report:
     """Score a run, or a base model by name, on rows of yours; a run alone: the report of its test."""
-    return Studio().evaluate(subject, data)
+    studio = Studio()
+    return studio.evaluate(subject if isinstance(subject, Run) else studio.subject(subject), data)
 
 
-def compare(*subjects: Run) -> dict[str, list[Comparison]]:
-    """Each run against the first, on the test rows both answered."""
-    return Studio().compare(subjects)
+def compare(*subjects: Run | str) -> dict[str, list[Comparison]]:
+    """Each run (or the one that a word means) against the first, on the test rows both answered."""
+    return Studio().compare([_meant(subject) for subject in subjects])
 
 
-def generate(run: Run, prompt: str) -> str:
+def generate(run: Run | str, prompt: str) -> str:
     """The tuned model's answer to one prompt."""
-    return "".join(piece for reply in Studio().generate(run, [prompt]) for piece in reply.tuned)
+    return "".join(piece for reply in Studio().generate(_meant(run), [prompt]) for piece in reply.tuned)
 
 
-def publish(run: Run, folder: str | Path, merge: bool = False) -> Published:
+def publish(run: Run | str, folder: str | Path, merge: bool = False) -> Published:
     """Pack a run's adapter, or merge it into its base, and prove it in a fresh process."""
-    return Studio().publish(run, folder, merge)
+    return Studio().publish(_meant(run), folder, merge)
+
+
+def _meant(run: Run | str) -> Run:
+    return run if isinstance(run, Run) else Studio().find(run)
+
+
+def _described(experiment: Described) -> spec.Experiment:
+    """The experiment itself, or what its file says. Raises SpecError for anything else."""
+    if isinstance(experiment, str | Path):
+        return spec.load(experiment)
+    if not isinstance(experiment, spec.Experiment):
+        hint = "a mapping becomes one by `Experiment(**values)`" if isinstance(experiment, Mapping) else None
+        raise SpecError(
+            f"an Experiment or the path of its file is needed, not a {type(experiment).__name__}", hint=hint
+        )
+    return experiment
 
 
 def _named(experiment: spec.Experiment) -> spec.Experiment:
     """A name for its runs, where nobody gave one; a base in a folder by its whole path, so that a worker finds it."""
     model = experiment.model
     changes: dict[str, Any] = {}
-    if Path(model.name).expanduser().is_dir():
-        path = str(Path(model.name).expanduser().resolve())
+    if here(model.name).is_dir():
+        path = str(here(model.name).resolve())
         changes["model"] = type(model).model_construct(model.model_fields_set, **dict(model) | {"name": path})
     if experiment.name is None:
         stem = re.sub(r"[^\w.-]+", "-", Path(model.name).name).lstrip("-.")

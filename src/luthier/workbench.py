@@ -278,13 +278,22 @@ def look(resolved: presets.Resolved, dataset: Dataset, count: int, split: str) -
 
 
 def _pieces(tokenizer: Any, ids: list[int]) -> tuple[str, ...]:
-    """What each token adds to the text; a token that ends within a letter adds nothing, the next one all of it."""
-    pieces, text = [], ""
+    """What each token adds to the text; a token that ends within a letter adds nothing, the next one all of it.
+
+    Only the last tokens are decoded again: those of the piece before, beside which a token shows its space, and those
+    that wait for the end of a letter.
+    """
+    pieces, before, begun, said = [], 0, 0, 0
     for end in range(1, len(ids) + 1):
-        longer = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        whole = longer.rstrip("\ufffd")
-        pieces.append(whole[len(text) :])
-        text = text if len(whole) < len(text) else whole
+        told, longer = (
+            tokenizer.decode(ids[before:to], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for to in (begun, end)
+        )
+        new = longer.rstrip("\ufffd")[len(told) :]
+        pieces.append(new[said:])
+        said = max(said, len(new))
+        if new and not longer.endswith("\ufffd"):
+            before, begun, said = begun, end, 0
     return tuple(pieces)
 
 

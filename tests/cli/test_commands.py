@@ -14,7 +14,8 @@ import typer.main
 
 from luthier import runs, spec
 from luthier.cli import app, commands
-from luthier.studio import Studio
+from luthier.errors import DataError, NotFound, SpecError
+from luthier.studio import Studio, plan, prepare
 from tests import rows
 from tests.cli.conftest import Luthier
 
@@ -125,6 +126,50 @@ def test_a_mistake_in_the_file_is_told_with_its_line(
         assert said.err.startswith("error: ") and what in said.err and where in said.err and hint in said.err
 
 
+def test_a_metric_nobody_knows_is_refused_before_anything_is_trained(
+    luthier: Luthier, experiment: Path, tmp_path: Path
+) -> None:
+    for verb in ("plan", "tune"):
+        said = luthier(verb, "--set", "evaluation.metrics=[exact_mach]")
+        assert said.code == 2 and "there is no metric `exact_mach`" in said.err and "`exact_match`" in said.err
+    assert runs.all_runs(tmp_path / "home") == []
+
+
+@pytest.mark.parametrize("item", [0, 3, 5])
+def test_of_one_row_command_line_and_python_say_the_same(luthier: Luthier, tmp_path: Path, item: int) -> None:
+    row = {"input": f"a{item}?", "output": "red"}
+    path = rows.write(tmp_path / "one.jsonl", [row])
+    (tmp_path / "one.yaml").write_text("model: m\ndata: one.jsonl\n")
+    said = [luthier("prepare", path, "--json"), luthier("prepare", "one.yaml", "--json")]
+    for source in (path, str(path), [row], tmp_path / "one.yaml"):
+        try:
+            found = {"code": 0, "counts": prepare(source).counts}
+        except DataError as refusal:
+            found = {"code": 2, "message": refusal.message}
+        for each in said:
+            assert each.code == found["code"]
+            assert json.loads(each.out)["counts"] == found["counts"] if each.out else found["message"] in each.err
+
+
+def test_python_takes_the_path_of_an_experiment_where_it_takes_an_experiment(
+    luthier: Luthier, experiment: Path, tmp_path: Path
+) -> None:
+    told = json.loads(luthier("plan", "--json").out)["plan"]
+    for given in (experiment, str(experiment), spec.load(experiment)):
+        assert plan(given).steps == told["steps"] == 3
+        assert Studio().look(given, 1)
+    for wrong in ({"model": "m"}, 3):
+        with pytest.raises(SpecError, match="an Experiment or the path of its file is needed"):
+            plan(wrong)  # type: ignore[arg-type]
+    with pytest.raises(NotFound, match="does not exist"):
+        plan("absent.yaml")
+
+
+def test_luthier_alone_is_its_help(luthier: Luthier) -> None:
+    alone, asked = luthier(), luthier("--help")
+    assert (alone.code, alone.err) == (0, "") and alone.out == asked.out and "tune" in alone.out
+
+
 def test_a_secret_is_refused_and_not_repeated(luthier: Luthier, experiment: Path, tmp_path: Path) -> None:
     secret = "hf_" + "a" * 34
     said = luthier("tune", "--set", f"model.name={secret}")
@@ -146,14 +191,25 @@ def test_a_failed_run_says_why_and_shows_it_again(luthier: Luthier, experiment: 
         (("tune", "absent.yaml"), "does not exist"),
         (("show", "nobody"), "there is no run `nobody`"),
         (("watch",), "there are no runs yet"),
-        (("evaluate", "nobody"), "there is no run `nobody`"),
+        (("evaluate", "nobody"), "`nobody` is neither a run nor a model folder"),
+        (("evaluate", "./nobody"), "`./nobody` is neither a run nor a model folder"),
+        (("evaluate", "/nowhere/base", "--data", "x.jsonl"), "`/nowhere/base` is neither a run nor a model folder"),
         (("compare", "one"), "cannot be compared"),
+        (("generate", "nobody"), "there is no run `nobody`"),
+        (("plan",), "luthier init MODEL DATA"),
+        (("--home", "a-file", "runs"), "is a file"),
+        (("prepare", "header.csv"), "it is empty, or holds a header alone"),
+        (("prepare", "rows"), "doesn't contain any data files"),
         (("prepare", "absent.jsonl"), "absent.jsonl"),
     ],
 )
-def test_what_is_not_there_is_your_input(luthier: Luthier, words: tuple[str, ...], said: str) -> None:
+def test_what_is_not_there_is_your_input(luthier: Luthier, words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "header.csv").write_text("input,output\n")
     told = luthier(*words)
     assert told.code == 2 and told.err.startswith("error: ") and said in told.err and told.out == ""
+    assert "Traceback" not in told.err and "defect" not in told.err
 
 
 def test_a_defect_of_ours_leaves_a_log_and_no_traceback(
@@ -191,6 +247,8 @@ def test_after_a_run_it_is_listed_shown_asked_and_compared(
     listed = luthier("runs").out.splitlines()
     assert len(listed) == 3 and all("done" in line and "exact match" in line for line in listed[1:])
     newest, older = (each["id"] for each in json.loads(luthier("runs", "--json").out))
+    named = luthier("generate", newest, "item 3?", "--base")
+    assert re.fullmatch(r"tuned: .*\nbase: .*\n", named.out) and named.err == ""
     assert newest in luthier("show").out and "exact match" in luthier("show", older).out
     assert json.loads(luthier("show", "--json").out)["report"]["verdict"]
     assert f"{newest} " in luthier("compare", older, newest).out

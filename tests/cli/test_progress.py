@@ -48,6 +48,41 @@ def test_the_status_says_where_a_run_stands() -> None:
     assert progress.words(status) == HALFWAY
 
 
+@pytest.mark.parametrize(
+    ("room", "said"),
+    [
+        (200, HALFWAY),
+        (80, "epoch 1.0/2 · loss 2 · validation 1.5 · 2.0k tokens/s · 0:05 left"),
+        (55, "epoch 1.0/2 · loss 2 · validation 1.5 · 0:05 left"),
+        (40, "loss 2 · validation 1.5 · 0:05 left"),
+        (20, "loss 2 · 0:05 left"),
+        (3, "loss 2"),
+    ],
+)
+def test_where_there_is_little_room_the_least_important_goes_first(room: int, said: str) -> None:
+    status = progress.Status()
+    for event in STORY:
+        status = progress.after(status, event)
+    assert progress.words(status, room) == said
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (80, ("loss 2 ", "validation 1.5 ", "0:05 left")),
+        (120, ("epoch 1.0/2 ", "loss 2 ", "validation 1.5 ", "2.0k tokens/s", "0:05 left")),
+        (160, ("learning rate 0.001 ", "2.0k tokens/s", "0:05 left")),
+    ],
+)
+def test_the_bar_s_line_is_whole_on_terminals_of_all_widths(
+    columns: int, said: tuple[str, ...], tmp_path: Path
+) -> None:
+    drawn = on_terminal(drawing(tmp_path), {"COLUMNS": str(columns), "NO_COLOR": "1"})
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line).rstrip() for line in re.split(r"[\r\n]+", drawn)]
+    [last] = [line for line in lines if "validation 1.5" in line and line.startswith("training")][-1:]
+    assert len(last) <= columns and all(part in last + " " for part in said) and "…" not in last
+
+
 def test_in_a_pipe_lines_are_few_and_plain() -> None:
     heard = io.StringIO()
     progress.draw(STORY, Console(file=heard, highlight=False))
@@ -75,23 +110,28 @@ def test_a_resumed_run_says_where_it_goes_on() -> None:
 
 @pytest.mark.parametrize("colour", [True, False])
 def test_on_a_terminal_a_bar_is_drawn_in_colour_unless_asked_not_to(colour: bool, tmp_path: Path) -> None:
-    script = tmp_path / "draw.py"
+    drawn = on_terminal(drawing(tmp_path), {} if colour else {"NO_COLOR": "1"})
+    assert "over-fitting" in drawn and "━" in drawn
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]m", drawn)) == colour
+
+
+def drawing(folder: Path) -> list[str]:
+    """The command that draws STORY."""
+    script = folder / "draw.py"
     script.write_text(
         "from rich.console import Console\n"
         "from luthier.cli import progress\n"
         "from tests.cli.test_progress import STORY\n"
         "progress.draw(STORY, Console(stderr=True))\n"
     )
-    drawn = on_terminal([sys.executable, str(script)], {} if colour else {"NO_COLOR": "1"})
-    assert "over-fitting" in drawn and "━" in drawn
-    assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]m", drawn)) == colour
+    return [sys.executable, str(script)]
 
 
 def on_terminal(command: list[str], environment: dict[str, str]) -> str:
     """What `command` writes to a terminal."""
     leader, follower = pty.openpty()
     root = str(Path(__file__).parents[2])
-    settings = {"TERM": "xterm-256color", "COLUMNS": "160", "PYTHONPATH": root} | environment
+    settings = {"TERM": "xterm-256color", "COLUMNS": "160", "PYTHONPATH": f"{root}/src{os.pathsep}{root}"} | environment
     kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     child = subprocess.Popen(command, stdout=follower, stderr=follower, env=kept | settings, cwd=root)
     os.close(follower)

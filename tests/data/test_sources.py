@@ -150,7 +150,7 @@ def test_missing_files_name_their_neighbours(tmp_path: Path) -> None:
     (tmp_path / "tickets.jsonl").write_bytes(GOOD)
     with pytest.raises(NotFound) as caught:
         sources.rows(tmp_path / "tikets.jsonl")
-    assert caught.value.hint == "did you mean `tickets.jsonl`?"
+    assert caught.value.hint == f"did you mean `{tmp_path / 'tickets.jsonl'}`?"
     with pytest.raises(NotFound, match="no such data file") as caught:
         sources.rows(tmp_path / "nowhere" / "x.jsonl")
     assert "does not exist either" in (caught.value.hint or "")
@@ -232,6 +232,45 @@ def test_hub_names_go_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked[0] == {"path": "acme/tickets", "name": "small", "revision": "v2"}
     assert asked[1]["path"] == "tickets"
     assert sources.own_split("acme/tickets", "dev") == "acme/tickets:dev"
+
+
+def test_where_the_hub_does_not_answer_the_library_is_not_let_to_retry(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Asked by itself it waits 1 + 2 + 4 + 8 + 8 seconds before it looks into its cache."""
+    import datasets
+    import huggingface_hub
+
+    seen = []
+
+    def silent(self: Any, name: str, timeout: float) -> None:
+        raise ConnectionResetError(f"nobody there for {name}")
+
+    def load(**arguments: Any) -> Any:
+        seen.append((huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE))
+        raise ConnectionError("offline")
+
+    for module in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", silent)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tickets").mkdir()
+    (tmp_path / "tickets" / "may").mkdir()
+    with pytest.raises(NotFound, match="cannot load `tikets/may`: offline") as caught:
+        list(sources.rows("tikets/may"))
+    assert caught.value.hint == "did you mean `tickets/may`?"
+    assert seen == [(True, True)]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    "name", ["./tikets", "~/nobody-s/rows", "/nowhere/rows", "../rows/x", "~nobody-of-that-name/x"]
+)
+def test_what_can_only_be_a_path_never_goes_to_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)  # asking for it would be another error
+    with pytest.raises(NotFound, match="no such data file"):
+        sources.rows(name)
 
 
 def test_unreachable_data_sets_and_a_missing_library_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

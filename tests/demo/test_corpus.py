@@ -155,8 +155,8 @@ def test_executing_catches_most_wrong_operators(splits: dict) -> None:
     pairs = [
         (row, row["output"].replace(f" {old} ", f" {new} "))
         for row in splits["test"]
-        for old in OPERATORS[:5]
-        for new in OPERATORS[:5]
+        for old in list(OPERATORS)[:5]
+        for new in list(OPERATORS)[:5]
         if new != old and row["output"].count(f" {old} ") == 1 and " JOIN " not in row["output"]
     ]
     caught = sum(execute(row, row["output"]) != execute(row, wrong) for row, wrong in pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -142,7 +143,7 @@ def test_the_card_shows_the_call_and_no_path(tmp_path: Path) -> None:
 
 def test_labels_cannot_write_the_card() -> None:
     origin = {"name": "org/x", "revision": "abc", "weights": "0"}
-    manifest = {"base": origin, "family": "encoder", "method": {"type": "lora"}}
+    manifest = {"base": origin, "family": "encoder", "method": {"type": "lora"}, "files": {}}
     card = model_card(manifest | {"labels": ["<script>alert(1)</script>", "[a](http://x)\n# b"]}, merged=False)
     assert "<script" not in card and "](http" not in card and "\n# b" not in card
 
@@ -465,3 +466,34 @@ def test_classification_pipeline_names_the_classes(tmp_path: Path) -> None:
     apart = transformers.pipeline("text-classification", model=theirs, tokenizer=tokenizer)("where is my parcel")[0]
     assert whole["label"] in LABELS
     assert whole["score"] == pytest.approx(apart["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("tiny_llama", LORA), ("tiny_llama", PROMPT), ("tiny_llama", FULL),
+        ("tiny_bert", LORA), ("tiny_bert", PROMPT), ("tiny_bert", FULL),
+        ("tiny_bart", LORA), ("tiny_bart", PROMPT),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.type,
+)  # fmt: skip
+def test_the_code_on_the_card_runs_and_names_the_classes(
+    kind: str, method: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(trained(kind, method), tmp_path / "a")
+    card = (folder / CARD).read_text()
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    capsys.readouterr()
+    exec(code.replace("path/to/this/folder", str(folder)), {})
+    said = capsys.readouterr().out
+    assert said.strip()
+    if kind == "tiny_bert":
+        assert re.search(rf"'label': '({'|'.join(LABELS)})'", said)
+    assert ("`transformers.pipeline` cannot open this folder" in card) == (method is PROMPT)
+
+
+def test_a_pipeline_opens_a_lora_classifier_with_its_names(tmp_path: Path) -> None:
+    folder = saved(trained("tiny_bert", LORA), tmp_path / "a")
+    names = dict(enumerate(json.loads((folder / MANIFEST).read_text())["labels"]))
+    pipe = transformers.pipeline("text-classification", model=str(folder), model_kwargs={"id2label": names})
+    assert pipe("where is my parcel")[0]["label"] in LABELS

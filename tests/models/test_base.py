@@ -320,3 +320,37 @@ def test_the_files_of_a_base_are_never_touched(kind: str, method: Any, tmp_path:
     if method.type in ("lora", "qlora"):
         adapters.merge(load(folder, method, labels_of(kind)), adapters.read(out))
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("./modls/x", "did you mean `models/x`?"),
+        ("models/xy/z", "did you mean `models/x`?"),
+        ("models/qq", "give a folder, or a Hub id such as `org/name`"),
+        ("~nobody-of-that-name/x", "give a folder, or a Hub id such as `org/name`"),
+        ("/nowhere/x", "give a folder, or a Hub id such as `org/name`"),
+    ],
+)
+def test_a_mistyped_folder_is_refused_without_asking_the_hub(
+    name: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(ModelError, match=f"there is no model folder `{name}`") as refusal:
+        facts.locate(name)
+    assert refusal.value.hint == hint
+
+
+def test_a_hub_id_that_cannot_be_fetched_may_be_a_folder_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "x").mkdir(parents=True)
+    (tmp_path / "one.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="could not be fetched from the Hub") as refusal:
+        facts.locate("modls/x")
+    assert str(refusal.value.hint).startswith("did you mean `models/x`? Or else check the name")
+    with pytest.raises(ModelError, match="is a file, not a model folder"):
+        facts.locate("one.gguf")

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,7 +30,6 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
 }
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -43,14 +43,20 @@ for _panel, _functions in COMMANDS.items():
 
 @app.callback(invoke_without_command=True)
 def _before(
+    context: typer.Context,
     home: Annotated[str | None, typer.Option(help="Where runs and data live (else $LUTHIER_HOME, ~/.luthier).")] = None,
     version: Annotated[bool, typer.Option("--version", help="Say the version and end.")] = False,
 ) -> None:
     if version:
         print(luthier.__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
     if home is not None:
         os.environ["LUTHIER_HOME"] = home  # a worker inherits it
+    if runs.home().exists() and not runs.home().is_dir():
+        raise NotFound(f"the home folder {runs.home()} is a file", hint="say a folder: --home DIR or LUTHIER_HOME")
     for name, value in settings.environment(runs.home()).items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # bars of ours only; downloads keep theirs
@@ -70,7 +76,8 @@ def main() -> None:
     except PermissionError as refusal:
         from luthier.cli import show
 
-        hint = f"luthier keeps its runs in {runs.home()}; another place: --home DIR or LUTHIER_HOME"
+        ours = Path(str(refusal.filename)).is_relative_to(runs.home())
+        hint = f"luthier keeps its runs in {runs.home()}; another place: --home DIR or LUTHIER_HOME" if ours else None
         show.error(LuthierError(f"permission denied: {refusal.filename}", hint=hint))
         sys.exit(IT_FAILED)
     except BrokenPipeError:

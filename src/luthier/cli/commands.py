@@ -125,14 +125,9 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Read, recognise, clean and split the rows, and tell what was found."""
-    from luthier import spec
+    from luthier import studio
 
-    here = _studio()
-    if data.endswith((".yaml", ".yml")):
-        experiment = spec.load(data)
-        dataset = here.prepare(experiment.data, experiment.task, experiment.seed)
-    else:
-        dataset = here.prepare(spec.Data(train=data))
+    dataset = studio.prepare(data)
     if as_json:
         screen.as_json(dataset)
         return
@@ -277,7 +272,7 @@ def evaluate(
     """Score a run, or a base model, on rows of yours."""
     here = _studio()
     with screen.busy("asking the model"):
-        told = here.evaluate(_subject(here, subject), data)
+        told = here.evaluate(here.subject(subject), data)
     if as_json:
         screen.as_json(told)
         return
@@ -285,16 +280,6 @@ def evaluate(
     for note in told.notes:
         screen.say(f"note: {note}")
     screen.line(told.verdict)
-
-
-def _subject(here: Studio, word: str) -> Run | str:
-    """A run if there is one of that name, else a base model: a folder or a Hub id."""
-    try:
-        return here.find(word)
-    except NotFound:
-        if "/" in word or Path(word).is_dir():
-            return word
-        raise
 
 
 def compare(
@@ -325,16 +310,17 @@ def generate(
 ) -> None:
     """Answer a prompt, a file or standard input with the tuned model. A prompt may be a JSON object of columns."""
     here = _studio()
+    found = here.find(run)
     prompts = [prompt] if prompt is not None else _prompts(file)
-    for answer in here.generate(here.find(run), prompts, base):
+    for answer in here.generate(found, prompts, base):
         if as_json:
             screen.json_line(
                 {"prompt": answer.prompt, "tuned": "".join(answer.tuned), "base": "".join(answer.base or ())}
             )
             continue
-        screen.stream("tuned" if base else None, answer.tuned)
+        screen.stream("tuned: " if base else "", answer.tuned)
         if answer.base is not None:
-            screen.stream("base", answer.base)
+            screen.stream("base: ", answer.base)
 
 
 def _prompts(file: Path | None) -> list[str]:

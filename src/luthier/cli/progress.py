@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from luthier.studio import Studio
 
 SECONDS_BETWEEN_LINES = 10.0
+LEAST_FIRST = ("rate", "speed", "epoch", "validation", "left")  # in this order they make room; the loss stays
+DOING, WIDEST_BAR = "training", 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +69,35 @@ def _smooth(old: float | None, new: float) -> float:
     return new if old is None else 0.9 * old + 0.1 * new
 
 
-def words(status: Status) -> str:
-    """`epoch 1.2/3 · loss 0.512 · validation 0.610 · learning rate 1.0e-04 · 12.3k tokens/s · 1:23 left`"""
-    said = []
+def words(status: Status, room: int | None = None) -> str:
+    """`epoch 1.2/3 · loss 0.512 · validation 0.610 · learning rate 1.0e-04 · 12.3k tokens/s · 1:23 left`
+
+    Within `room` columns, if it is given: what says least of how a run fares is left out first.
+    """
+    told = _told(status)
+    for name in LEAST_FIRST:
+        if room is not None and len(" · ".join(told.values())) > room:
+            told.pop(name, None)
+    return " · ".join(told.values())
+
+
+def _told(status: Status) -> dict[str, str]:
+    told = {}
     if status.step and status.epoch:
         epochs = status.epoch * status.steps / status.step
-        said.append(
-            f"epoch {status.epoch:.2g}/{epochs:.2g}" if epochs < 1 else f"epoch {status.epoch:.1f}/{epochs:.3g}"
-        )
+        shares = f"{status.epoch:.2g}/{epochs:.2g}" if epochs < 1 else f"{status.epoch:.1f}/{epochs:.3g}"
+        told["epoch"] = f"epoch {shares}"
     if status.loss is not None:
-        said.append(f"loss {status.loss:.4g}")
+        told["loss"] = f"loss {status.loss:.4g}"
     if status.validation is not None:
-        said.append(f"validation {status.validation:.4g}")
+        told["validation"] = f"validation {status.validation:.4g}"
     if status.learning_rate is not None:
-        said.append(f"learning rate {status.learning_rate:.2g}")
+        told["rate"] = f"learning rate {status.learning_rate:.2g}"
     if status.tokens_per_second is not None:
-        said.append(f"{_thousands(status.tokens_per_second)} tokens/s")
+        told["speed"] = f"{_thousands(status.tokens_per_second)} tokens/s"
     if status.seconds_per_step is not None:
-        said.append(f"{clock(status.seconds_per_step * (status.steps - status.step))} left")
-    return " · ".join(said)
+        told["left"] = f"{clock(status.seconds_per_step * (status.steps - status.step))} left"
+    return told
 
 
 def _thousands(value: float) -> str:
@@ -162,7 +175,7 @@ def how_to_go_on(run: Run) -> str:
     return "" if run.state == "done" else f"; continue: luthier resume {run.id} (or the same command again)"
 
 
-def tune(experiment: Experiment, new: bool = False) -> Run:
+def tune(experiment: Experiment | str | Path, new: bool = False) -> Run:
     """Tune, evaluate, and give the run, whose verdict is printed; progress goes to standard error.
 
     The same experiment again gives the same run, or continues it (`Studio.tune` says when). Raises what ended the run.
@@ -178,21 +191,25 @@ def tune(experiment: Experiment, new: bool = False) -> Run:
 
 def _bar(events: Iterable[Event], console: Console) -> None:
     status = Status()
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}")
+    columns = TextColumn("{task.description}"), BarColumn(_bar_width(console)), TextColumn("{task.fields[words]}")
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("preparing", total=None, words="")
         for event in events:
             status = after(status, event)
-            _move(progress, task, event, status)
+            _move(progress, task, event, status, words(status, console.width - len(DOING) - _bar_width(console) - 2))
             if said := remark(event):
                 progress.console.print(Text(said), highlight=False)
 
 
-def _move(progress: Progress, task: TaskID, event: Event, status: Status) -> None:
+def _bar_width(console: Console) -> int:
+    return max(8, min(WIDEST_BAR, console.width // 6))
+
+
+def _move(progress: Progress, task: TaskID, event: Event, status: Status, said: str) -> None:
     if isinstance(event, Noted) and event.kind == "progress":
         progress.update(task, description=event.message, total=None, words="")
     elif isinstance(event, Started | Stepped | Evaluated):
-        progress.update(task, description="training", total=status.steps, completed=status.step, words=words(status))
+        progress.update(task, description=DOING, total=status.steps, completed=status.step, words=said)
 
 
 def _lines(events: Iterable[Event], console: Console) -> None:

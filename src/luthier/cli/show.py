@@ -212,10 +212,9 @@ def scores(report: Report) -> None:
     table(("metric", report.subject.name, report.subject.against if report.base_scores else ""), rows)
 
 
-def stream(name: str | None, pieces: Iterable[str]) -> None:
-    """An answer as it is made; named on standard error where two answer."""
-    if name is not None:
-        say(f"{name}:", style="dim")
+def stream(name: str, pieces: Iterable[str]) -> None:
+    """An answer as it is made, on a line of its own after `name`: where two answer, a pipe must know whose it is."""
+    out().print(Text(name, style="dim"), end="")
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()

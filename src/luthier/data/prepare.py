@@ -96,7 +96,7 @@ def _read(source: sources.Source, data: Data) -> tuple[str, list[Example], list[
     rows = list(sources.rows(source))
     name = sources.name_of(source)
     if not rows:
-        raise DataError("no rows", name)
+        raise DataError("no rows", name, "it is empty, or holds a header alone")
     columns = formats.columns_of(row for row, _, _ in rows)
     format_name = formats.detect(columns, name, data)
     examples, errors = [], []

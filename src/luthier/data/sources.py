@@ -6,6 +6,7 @@ Does not live here: what a row means (`formats.py`).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import decimal
@@ -18,7 +19,7 @@ from typing import Any
 
 from luthier.data.strict_json import MAX_DEPTH, decode, whole_characters
 from luthier.data.textfiles import MAX_LINE_BYTES, lines, open_bytes, whole_text
-from luthier.errors import DataError, MissingExtra, NotFound, did_you_mean
+from luthier.errors import DataError, MissingExtra, NotFound, here, near_path
 
 Row = tuple[dict[str, Any], str, int]
 """A row, the file it came from as the user named it, and its line (parquet, Hub, iterables: its number), from 1."""
@@ -43,7 +44,7 @@ def rows(source: Source, encoding: str | None = None) -> Iterator[Row]:
         raise DataError(f"a {type(source).__name__} is no data source", hint=hint)
     if not isinstance(source, str | Path):
         return _iterable_rows(source)
-    path = Path(source).expanduser()
+    path = here(source)
     if path.is_file():
         return _file_rows(path, str(source), encoding)
     if _is_data_set(str(source)):
@@ -58,15 +59,13 @@ def name_of(source: Source) -> str:
 
 def _names_the_hub(text: str, path: Path) -> bool:
     looks = _HUB_NAME.fullmatch(_base_and_split(text)[0])
-    return bool(looks) and "/" in text and _kind(path) is None and not path.parent.exists()
+    marked = text.startswith((".", "/", "~"))
+    return bool(looks) and "/" in text and not marked and _kind(path) is None and not path.parent.exists()
 
 
 def _missing(path: Path, name: str) -> NotFound:
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = did_you_mean(path.name, siblings)
-    if not near and not path.parent.is_dir():
-        near = f"the folder `{path.parent}` does not exist either"
-    return NotFound(f"no such data file: {name}", hint=near)
+    missing = None if path.parent.is_dir() else f"the folder `{path.parent}` does not exist either"
+    return NotFound(f"no such data file: {name}", hint=near_path(path) or missing)
 
 
 def _kind(path: Path) -> str | None:
@@ -274,8 +273,7 @@ def own_split(source: Source, split: str) -> str | None:
 
 
 def _is_data_set(text: str) -> bool:
-    path = Path(text).expanduser()
-    folder = Path(_base_and_split(text)[0]).expanduser()
+    path, folder = here(text), here(_base_and_split(text)[0])
     return text.startswith("hf://") or folder.is_dir() or (not path.exists() and _names_the_hub(text, path))
 
 
@@ -311,7 +309,7 @@ def _load_splits(base: str) -> Mapping[str, Any]:
     except ImportError:
         message = f"reading `{base}` needs the library `datasets`"
         raise MissingExtra(message, hint='pip install "luthier[hub]"') from None
-    folder = Path(base).expanduser()
+    folder = here(base)
     match = _HUB_NAME.fullmatch(base)
     if folder.is_dir():
         arguments: dict[str, Any] = {"path": str(folder)}
@@ -320,8 +318,29 @@ def _load_splits(base: str) -> Mapping[str, Any]:
     else:
         raise NotFound(f"`{base}` is not the name of a data set", hint="write org/name[/config][@revision][:split]")
     try:
-        return datasets.load_dataset(**arguments)
+        with _asking_once(arguments["path"]) if match and not folder.is_dir() else contextlib.nullcontext():
+            return datasets.load_dataset(**arguments)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        hint = "a name on the Hub, or a folder with data files"
+        hint = near_path(folder) or "a name on the Hub (does it answer from here?), or a folder with data files"
         raise NotFound(f"cannot load `{base}`: {reason}", hint=hint) from None
+
+
+@contextlib.contextmanager
+def _asking_once(name: str) -> Iterator[None]:
+    """Where the Hub does not answer once, the library reads its cache, and does not ask six times in half a minute."""
+    import datasets
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(name, timeout=10)
+    except HfHubHTTPError:
+        pass  # an answer: the library will say which
+    except Exception:  # no answer; whose error that is depends on the HTTP library of the day
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

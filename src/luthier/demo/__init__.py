@@ -1,7 +1,7 @@
 """The data and the base model of `luthier demo`: text to SQL, made by this package, offline.
 
 `words` and `queries` sample domains and queries, `phrases` puts them in English, `fill` makes rows to execute them on,
-`dataset` is what tuning reads, `documents` and `pretrain` made the base in `base/`.
+`dataset` is what tuning reads, `documents`, `network` and `pretrain` made the base in `base/`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from luthier.demo.queries import sample_query, sample_tables
 from luthier.demo.words import TEST_THEMES, TUNING_THEMES, VALIDATION_THEMES, Theme
 
 Split = Literal["train", "validation", "test"]
-SIZES: dict[Split, int] = {"train": 4500, "validation": 100, "test": 300}
+SIZES: dict[Split, int] = {"train": 8000, "validation": 100, "test": 300}
 
 # How many of a row's names and values are invented: only tuning has such rows, they teach to copy and not to recall.
 _INVENTED = {"train": (0.0, 0.3, 0.7, 1.0), "validation": (0.0,), "test": (0.0,)}

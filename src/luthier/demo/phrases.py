@@ -24,6 +24,9 @@ FRAMES: dict[str, Wordings] = {
             "Give me the {select} for {table}{where}.",
             "Find the {select} of every one of the {table}{where}.",
             "Which {select} do the {table}{where} have?",
+            "Please return the {select} of {table}{where}.",
+            "I want to see the {select} of the {table}{where}.",
+            "Can you get the {select} for all {table}{where}?",
         ),
         (
             "I need the {select} of {table}{where}.",
@@ -38,6 +41,7 @@ FRAMES: dict[str, Wordings] = {
             "List all columns of {table}{where}.",
             "Give me the full rows of {table}{where}.",
             "What do we know about {table}{where}?",
+            "Please return whole rows of {table}{where}.",
         ),
         ("Print every detail of {table}{where}.", "I need the complete records of {table}{where}."),
     ),
@@ -47,6 +51,8 @@ FRAMES: dict[str, Wordings] = {
             "Count the {table}{where}.",
             "What is the number of {table}{where}?",
             "Give me the count of {table}{where}.",
+            "Please say how many {table}{where} there are.",
+            "I want to see how many {table}{where} we have.",
         ),
         ("Tell me how many {table}{where} exist.", "I need the number of {table}{where}."),
     ),
@@ -56,6 +62,7 @@ FRAMES: dict[str, Wordings] = {
             "Show the {function} {number} of all {table}{where}.",
             "Find the {function} {number} for {table}{where}.",
             "Give me the {function} {number} of the {table}{where}.",
+            "I want to see the {function} {number} of {table}{where}.",
         ),
         (
             "Tell me the {function} {number} of {table}{where}.",
@@ -63,7 +70,12 @@ FRAMES: dict[str, Wordings] = {
         ),
     ),
     "group count": (
-        ("How many {table} are there {by}?", "Count the {table} {by}.", "Show the number of {table} {by}."),
+        (
+            "How many {table} are there {by}?",
+            "Count the {table} {by}.",
+            "Show the number of {table} {by}.",
+            "Please say how many {table} there are {by}.",
+        ),
         ("Tell me how many {table} exist {by}.", "I need the number of {table} {by}."),
     ),
     "group": (
@@ -71,6 +83,7 @@ FRAMES: dict[str, Wordings] = {
             "What is the {function} {number} of {table} {by}?",
             "Show the {function} {number} of the {table} {by}.",
             "Find the {function} {number} for {table} {by}.",
+            "I want to see the {function} {number} of {table} {by}.",
         ),
         ("Tell me the {function} {number} of {table} {by}.", "Compute the {function} {number} for {table} {by}."),
     ),
@@ -80,6 +93,7 @@ FRAMES: dict[str, Wordings] = {
             "List the {select} of all {table}{where}, {order}.",
             "Give me the {select} for {table}{where}, sorted {order}.",
             "Sort the {select} of {table}{where}, {order}.",
+            "Please return the {select} of the {table}{where}, {order}.",
         ),
         ("Print the {select} of {table}{where}, {order}.", "I need the {select} of {table}{where}, arranged {order}."),
     ),
@@ -89,6 +103,7 @@ FRAMES: dict[str, Wordings] = {
             "Which {select} do the {limit} {table} with the {extreme} {number} have?",
             "List the {select} of the {limit} {table} that have the {extreme} {number}.",
             "Find the {limit} {table} with the {extreme} {number} and give me their {select}.",
+            "Please return the {select} of the {limit} {table} with the {extreme} {number}.",
         ),
         (
             "Tell me the {select} of the {limit} {table} with the {extreme} {number}.",
@@ -101,6 +116,7 @@ FRAMES: dict[str, Wordings] = {
             "List the {distinct} {select} of all {table}{where}.",
             "Show each of the {distinct} {select} of {table}{where}.",
             "Give me the {distinct} {select} for {table}{where}.",
+            "I want to see the {distinct} {select} of the {table}{where}.",
         ),
         ("Print the {distinct} {select} of {table}{where}.", "Tell me the {distinct} {select} for {table}{where}."),
     ),
@@ -110,20 +126,59 @@ CONNECTORS: Wordings = (  # "" or " is" between column and comparison
     ("that have {column}", "for which the {column} is", "if their {column} is"),
 )
 COMPARISONS: dict[str, Wordings] = {
-    "=": (("{a}", "equal to {a}", "{a}"), ("exactly {a}", "the same as {a}")),
-    "!=": (("not {a}", "other than {a}", "different from {a}"), ("anything but {a}", "unequal to {a}")),
-    ">": (("above {a}", "more than {a}", "over {a}", "greater than {a}"), ("higher than {a}", "beyond {a}")),
-    "<": (("below {a}", "less than {a}", "under {a}", "smaller than {a}"), ("lower than {a}", "short of {a}")),
-    ">=": (("at least {a}", "{a} or more", "not below {a}"), ("{a} or higher", "no less than {a}")),
-    "<=": (("at most {a}", "{a} or less", "not above {a}"), ("{a} or lower", "no more than {a}")),
-    "BETWEEN": (("between {a} and {b}", "from {a} to {b}"), ("in the range {a} to {b}", "anywhere from {a} up to {b}")),
+    "=": (("{a}", "equal to {a}", "{a}", "just {a}"), ("exactly {a}", "the same as {a}")),
+    "!=": (
+        ("not {a}", "other than {a}", "different from {a}", "not equal to {a}"),
+        ("anything but {a}", "unequal to {a}"),
+    ),
+    ">": (
+        ("above {a}", "more than {a}", "over {a}", "greater than {a}", "larger than {a}", "in excess of {a}"),
+        ("higher than {a}", "beyond {a}"),
+    ),
+    "<": (
+        ("below {a}", "less than {a}", "under {a}", "smaller than {a}", "fewer than {a}", "inferior to {a}"),
+        ("lower than {a}", "short of {a}"),
+    ),
+    ">=": (
+        (
+            "at least {a}",
+            "{a} or more",
+            "{a} or greater",
+            "{a} and above",
+            "not below {a}",
+            "no fewer than {a}",
+            "no smaller than {a}",
+            "not less than {a}",
+        ),
+        ("{a} or higher", "no less than {a}"),
+    ),
+    "<=": (
+        (
+            "at most {a}",
+            "{a} or less",
+            "{a} or smaller",
+            "{a} and below",
+            "not above {a}",
+            "no larger than {a}",
+            "no greater than {a}",
+            "not more than {a}",
+        ),
+        ("{a} or lower", "no more than {a}"),
+    ),
+    "BETWEEN": (
+        ("between {a} and {b}", "from {a} to {b}", "within {a} and {b}", "from {a} through {b}"),
+        ("in the range {a} to {b}", "anywhere from {a} up to {b}"),
+    ),
 }
-GLUES: dict[str, Wordings] = {"AND": (("and",), ("and also",)), "OR": (("or",), ("or else",))}
+GLUES: dict[str, Wordings] = {
+    "AND": (("and", "and besides", "and at the same time"), ("and also",)),
+    "OR": (("or", "or alternatively", "or failing that"), ("or else",)),
+}
 FUNCTIONS: dict[str, Wordings] = {
     "AVG": (("average", "mean"), ("typical",)),
-    "SUM": (("total", "summed"), ("combined", "added up")),
-    "MAX": (("highest", "largest", "maximum"), ("greatest", "biggest")),
-    "MIN": (("lowest", "smallest", "minimum"), ("least", "slightest")),
+    "SUM": (("total", "summed", "overall"), ("combined", "added up")),
+    "MAX": (("highest", "largest", "maximum", "top"), ("greatest", "biggest")),
+    "MIN": (("lowest", "smallest", "minimum", "bottom"), ("least", "slightest")),
 }
 DIRECTIONS: dict[str, Wordings] = {
     "DESC": (
@@ -132,6 +187,7 @@ DIRECTIONS: dict[str, Wordings] = {
             "by falling {number}",
             "from the highest {number} to the lowest",
             "largest {number} first",
+            "with falling {number}",
         ),
         ("in descending order of {number}", "starting with the greatest {number}"),
     ),
@@ -141,13 +197,20 @@ DIRECTIONS: dict[str, Wordings] = {
             "by rising {number}",
             "from the lowest {number} to the highest",
             "smallest {number} first",
+            "with rising {number}",
         ),
         ("in ascending order of {number}", "starting with the least {number}"),
     ),
 }
-GROUPINGS: Wordings = (("per {by}", "for each {by}", "by {by}"), ("in every {by}", "broken down by {by}"))
-DISTINCTS: Wordings = (("different", "distinct"), ("unique", "separate"))
-LINKS: Wordings = (("linked to", "that belong to", "from"), ("connected with", "attached to"))
+GROUPINGS: Wordings = (
+    ("per {by}", "for each {by}", "by {by}", "within each {by}", "split by {by}"),
+    ("in every {by}", "broken down by {by}"),
+)
+DISTINCTS: Wordings = (("different", "distinct", "individual", "differing"), ("unique", "separate"))
+LINKS: Wordings = (
+    ("linked to", "that belong to", "from", "tied to", "joined with", "related to"),
+    ("connected with", "attached to"),
+)
 LISTINGS: Wordings = ((" and ", " and the "), (" plus ", " along with the "))
 
 

@@ -18,7 +18,7 @@ CONDITIONED = {
     "top": 0,
     "distinct": 0.6,
 }
-OPERATORS = ("=", ">", "<", ">=", "<=", "!=", "BETWEEN")
+OPERATORS = {"=": 2, ">": 2, "<": 2, ">=": 3, "<=": 3, "!=": 2, "BETWEEN": 2}  # what is mistaken most comes more often
 FUNCTIONS = ("AVG", "SUM", "MAX", "MIN")
 
 
@@ -184,7 +184,7 @@ def sample_query(rng: random.Random, tables: tuple[Table, ...]) -> Query:
         query = replace(query, select=_sample_select(rng, table, used))
     elif shape in ("order", "top"):
         query = replace(query, select=_sample_select(rng, table, {number}), number=number)
-        query = replace(query, direction=rng.choice(("ASC", "DESC")))
+        query = replace(query, direction=rng.choice(("ASC", "ASC", "ASC", "DESC", "DESC")))
         query = replace(query, limit=rng.randint(1, 9) if shape == "top" else 0)
     return query
 
@@ -215,7 +215,7 @@ def _sample_conditions(rng: random.Random, table: Table) -> tuple[tuple[Conditio
 def _sample_condition(rng: random.Random, table: Table, column: str) -> Condition:
     if column in table.texts:
         return Condition(column, "=" if rng.random() < 0.75 else "!=", (rng.choice(table.values),))
-    operator = rng.choice(OPERATORS)
+    operator = rng.choices(tuple(OPERATORS), tuple(OPERATORS.values()))[0]
     low = rng.randint(2, 10 ** rng.choice((1, 2, 2, 3, 4)))
     operands = (low, low + rng.randint(2, low + 9)) if operator == "BETWEEN" else (low,)
     return Condition(column, operator, operands)

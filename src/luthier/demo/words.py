@@ -128,12 +128,20 @@ TEST_THEMES = KNOWN_TEST_THEMES + NEW_TEST_THEMES
 
 # SQL would read these as keywords, and a reader as part of the sentence.
 _KEYWORDS = """
-about above added along also anything anywhere arranged attached average before below between beyond biggest broken
-case cast combined complete compute connected could count desc descending detail distinct down each else exactly
-exist exists first from full give greatest group having higher highest index inner into join least left less like
-limit list look lower lowest many mean more most need null only order other over plus print range records rows same
-select separate short show slightest starting summed table take tell than that then they total typical under unequal
-union unique values view what when where which whose with
+abort about above action added after along also alter alternatively always analyze anything anywhere arranged attach
+attached autoincrement average before begin below besides between beyond biggest bottom broken cascade case cast check
+collate column combined commit complete compute conflict connected constraint could count create cross current
+database default deferrable deferred delete desc descending detach detail different differing distinct down drop each
+else equal escape exactly except excess exclude exclusive exist exists explain fail failing falling fewer filter first
+following foreign from full generated get give glob greatest group groups having high higher highest ignore immediate
+index indexed individual inferior initially inner insert instead integer intersect into isnull join joined just larger
+largest last least left less like limit list look lower lowest many match materialized maximum mean minimum more most
+natural need nothing notnull null nulls number offset only order other others outer over overall partition plan please
+plus pragma preceding primary print query raise range records recursive references regexp reindex related release
+rename replace restrict return returned returning right rising rollback rows same savepoint say select separate short
+show slightest smaller smallest split starting summed table take tell temp temporary text than that then they through
+tied ties time top total transaction trigger typical unbounded under unequal union unique update using vacuum values
+view virtual want what when where which whole whose window with within without
 """
 _NEVER_INVENTED = frozenset(_KEYWORDS.split())
 _ONSETS = ["b", "br", "c", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pr", "qu"]
@@ -143,11 +151,22 @@ _CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "nd", "rk", "x"]
 
 
 @lru_cache(maxsize=1)
+def _pretraining_words() -> tuple[str, ...]:
+    return tuple(sorted({word.lower() for theme in PRETRAINING_THEMES for word in theme.words()}))
+
+
+@lru_cache(maxsize=1)
+def _whole_words() -> tuple[str, ...]:
+    """Also the words of questions: the head of `different` comes in `difficulty` as well."""
+    return tuple(sorted({*_pretraining_words(), *(word for word in _NEVER_INVENTED if len(word) > 3)}))
+
+
+@lru_cache(maxsize=1)
 def _chain() -> dict[str, str]:
     """Two letters → the letters seen after them in the words of pre-training, as often as seen; `.` ends a word."""
     followers: dict[str, list[str]] = defaultdict(list)
-    for word in sorted(set().union(*(theme.words() for theme in PRETRAINING_THEMES))):
-        padded = "^^" + word.lower() + "."
+    for word in _pretraining_words():
+        padded = "^^" + word + "."
         for index in range(2, len(padded)):
             followers[padded[index - 2 : index]].append(padded[index])
     return {pair: "".join(letters) for pair, letters in followers.items()}
@@ -161,9 +180,13 @@ def written_words() -> frozenset[str]:
 
 
 def invent(rng: random.Random) -> str:
-    """A lower-case word of 4 to 10 letters that is in no theme: 70 % English-looking, 30 % random syllables."""
+    """A lower-case word of 4 to 10 letters that is in no theme.
+
+    40 % English-looking by pairs of letters, 35 % the head of one word and the tail of another, 25 % random syllables.
+    """
     while True:
-        word = _from_chain(rng) if rng.random() < 0.7 else _from_syllables(rng)
+        (make,) = rng.choices((_from_chain, _from_halves, _from_syllables), (40, 35, 25))
+        word = make(rng)
         if 4 <= len(word) <= 10 and word not in written_words() and word not in _NEVER_INVENTED:
             return word
 
@@ -176,6 +199,12 @@ def _from_chain(rng: random.Random) -> str:
             break
         letters += letter
     return letters[2:]
+
+
+def _from_halves(rng: random.Random) -> str:
+    """Without these, the piece `geons` would come in `surgeons` only, and could not be copied in `dungeons`."""
+    head, tail = rng.choice(_whole_words()), rng.choice(_whole_words())
+    return head[: rng.randint(2, max(2, len(head) - 1))] + tail[-rng.randint(2, max(2, len(tail) - 1)) :]
 
 
 def _from_syllables(rng: random.Random) -> str:

@@ -32,13 +32,24 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     path = Path(path)
     written = text.read(text.read_text(path), str(path))
     shorthands = {kind.root: kind.shorthand for kind in sections() if kind.shorthand}
-    written = text.override(written, overrides, shorthands, [("data", "columns"), ("search", "space")])
+    written = text.override(written, overrides, shorthands, [("data", "columns"), ("search", "space")], _holds_text)
     experiment = _validated(_beside(written.values, shorthands, path.parent), written.place)
     if experiment.name is None:
         name = re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-")[:64] or "experiment"
         fields = dict(experiment) | {"name": name}
         experiment = Experiment.model_construct(experiment.model_fields_set - {"name"}, **fields)
     return experiment
+
+
+def _holds_text(path: tuple[str, ...]) -> bool:
+    """Whether a parameter takes text and neither a list nor a mapping, by its schema."""
+    for kind in sections():
+        if path[:-1] == kind.root and path[-1] in kind.model_fields:
+            field = kind.model_json_schema()["properties"].get(path[-1], {})
+            kinds = {option.get("type") for option in field.get("anyOf", [field])}
+            if "string" in kinds and not kinds & {"array", "object", None}:
+                return True
+    return False
 
 
 def from_mapping(mapping: Mapping[str, Any], where: str = "") -> Experiment:
@@ -156,6 +167,9 @@ def advice(experiment: Experiment) -> list[str]:
         value = values.get(path)
         if value is not None and not note.low <= value <= note.high:
             warnings.append(f"`{path}` is {value:g}; advised are {note.low:g} to {note.high:g} ({note.source})")
+    if "\\n" in (experiment.data.template or ""):
+        said = "`data.template` holds a backslash and an n, which is no line break"
+        warnings.append(f'{said}; in double quotes it is one: "Input: {{input}}\\nOutput:"')
     if experiment.search and {"method.alpha", "training.learning_rate"} <= set(experiment.search.space):
         both = "`search.space` varies alpha and learning rate, which work much alike: one of them is enough"
         warnings.append(f"{both} (PARAMETERS §3)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ KeyPath = tuple[str, ...]
 
 MAX_BYTES = 1 << 20  # an experiment file is a page; a megabyte of it is an accident or an attack (SECURITY: YAML bombs)
 MAX_DEPTH = 64
+INIT = "`luthier init MODEL DATA` writes an experiment file"
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -67,7 +68,7 @@ def read_text(path: Path) -> str:
         near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
         others = near or sorted(name for name in names if name.endswith((".yaml", ".yml")))[:3]
         listed = ", ".join(str(path.parent / name) for name in others)
-        hint = f"did you mean {listed}?" if near else f"there is {listed}" if others else None
+        hint = f"did you mean {listed}?" if near else f"there is {listed}" if others else INIT
         raise NotFound(f"{path} does not exist", hint=hint)
     if path.stat().st_size > MAX_BYTES:
         raise SpecError(f"{path} is larger than {MAX_BYTES:,} bytes", hint="an experiment file names its data by path")
@@ -85,17 +86,23 @@ def read(text: str, label: str) -> Written:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise SpecError("an experiment is a mapping (`model: …`, `data: …`)", where=f"{label}:1")
+        raise SpecError("an experiment is a mapping (`model: …`, `data: …`)", f"{label}:1", INIT)
     return Written(values, places)
 
 
 def override(
-    written: Written, settings: Sequence[str], shorthands: Mapping[KeyPath, str], tables: Iterable[KeyPath]
+    written: Written,
+    settings: Sequence[str],
+    shorthands: Mapping[KeyPath, str],
+    tables: Iterable[KeyPath],
+    is_text: Callable[[KeyPath], bool] = lambda path: False,
 ) -> Written:
     """`written` with each `path=value` of `settings` laid over it; the value is YAML.
 
     `shorthands` say which key a plain text stands for (`model: X` is `model.name`), so that `model.revision=…` can be
-    added beside it. Below a path in `tables` the rest of the path is one key (`search.space.method.rank`).
+    added beside it. Below a path in `tables` the rest of the path is one key (`search.space.method.rank`). Where
+    `is_text` says that a path can only hold text, what YAML would not read as one is that text as it stands: the
+    shell has taken the quotes of `data.template="Input: {input}"`.
     """
     values, places = _copy(written.values), dict(written.places)
     for setting in settings:
@@ -108,10 +115,24 @@ def override(
             if keys[: len(table)] == table and len(keys) > len(table):
                 keys = (*table, ".".join(keys[len(table) :]))
         inner: dict[KeyPath, str] = {}
-        value = _parse(text, label, inner)
+        value = _text_or_parsed(text, label, inner) if is_text(keys) else _parse(text, label, inner)
         _put(values, keys, value, shorthands, label)
         places = {path: place for path, place in places.items() if path[: len(keys)] != keys} | {keys: label}
     return Written(values, places)
+
+
+def _text_or_parsed(text: str, label: str, places: dict[KeyPath, str]) -> Any:
+    """The YAML value if it is a quoted text, a number or null; anything else is the text, `: ` and ` #` and all."""
+    as_it_stands = text.strip()
+    try:
+        value = _parse(text, label, places)
+    except SpecError:
+        return as_it_stands
+    if value is None:
+        return None if as_it_stands in _NULL else as_it_stands
+    if isinstance(value, str):
+        return value if as_it_stands[0] in "'\"|>" else as_it_stands
+    return as_it_stands if isinstance(value, dict | list) else value
 
 
 def _put(values: dict[str, Any], keys: KeyPath, value: Any, shorthands: Mapping[KeyPath, str], label: str) -> None:
