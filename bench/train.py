@@ -21,8 +21,8 @@ its own before the base was loaded; share of the matrix rate measured beside it 
 makes up; ratios are medians of each round's own.
 
 Engines: luthier; trl, peft (a loop by hand; for full tuning transformers alone), trainer (transformers' Trainer);
-litgpt, torchtune, llamafactory, axolotl in environments of their own. The step of litgpt and torchtune is that of their recipes
-around their model classes. One that is not installed is left out, and the result says so.
+litgpt, torchtune, llamafactory, axolotl in environments of their own. The step of litgpt and torchtune is that of
+their recipes around their model classes. One that is not installed is left out, and the result says so.
 """
 
 from __future__ import annotations
