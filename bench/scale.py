@@ -99,9 +99,9 @@ def timed(action: Callable[[], object]) -> float:
     return best
 
 
-def in_turns(scene: Scene, actions: Sequence[Callable[[], object]]) -> list[float]:
-    """Median seconds of each action: one round to warm up, then `rounds`, all actions in each."""
-    for action in actions:
+def in_turns(scene: Scene, actions: Sequence[Callable[[], object]], warm: int | None = None) -> list[float]:
+    """Median seconds of each action over `rounds`, all actions in each; first, once, the `warm` first (None: all)."""
+    for action in actions[:warm]:
         action()
     told = [[timed(action) for action in actions] for _ in range(scene.rounds)]
     return [median(each) for each in zip(*told, strict=True)]
@@ -127,7 +127,7 @@ def examples(scene: Scene) -> dict:
             for _ in updates(scene, tuned, rows[:n], 8, steps=None):
                 pass
 
-        seconds = in_turns(scene, [lambda n=n: epoch(n) for n in counts])
+        seconds = in_turns(scene, [lambda n=n: epoch(n) for n in counts], warm=1)
         unique = [_unique_of_epoch(rows[:n]) for n in counts]
         told[data] = {
             "examples": list(counts),

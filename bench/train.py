@@ -21,8 +21,8 @@ its own before the base was loaded; share of the matrix rate measured beside it 
 makes up; ratios are medians of each round's own.
 
 Engines: luthier; trl, peft (a loop by hand; for full tuning transformers alone), trainer (transformers' Trainer);
-litgpt, torchtune, llamafactory in environments of their own. The step of litgpt and torchtune is that of their recipes
-around their model classes. One that is not installed is left out, and the result says so.
+litgpt, torchtune, llamafactory, axolotl in environments of their own. The step of litgpt and torchtune is that of
+their recipes around their model classes. One that is not installed is left out, and the result says so.
 """
 
 from __future__ import annotations
@@ -91,12 +91,13 @@ SYNTHETIC = ("cls", "sql", "sql+grouped", "chat")
 PADDED = ("luthier", "trl", "peft")
 RECIPES = (*PADDED, "litgpt", "torchtune")
 CASES = (
-    *(Case(data, "tiny", "lora", EVERYBODY, seconds=50) for data in SYNTHETIC),
+    *(Case(data, "tiny", "lora", EVERYBODY, seconds=45) for data in ("cls", "chat")),
+    *(Case(data, "tiny", "lora", RECIPES, seconds=45) for data in ("sql", "sql+grouped")),
     Case("cls", "tiny", "prompt20", PADDED, seconds=30),
     Case("cls", "tiny", "prompt100", PADDED, seconds=30),
     Case("cls", "tiny", "full", RECIPES, seconds=40),
-    *(Case(data, "mid", "lora", RECIPES, seconds=80) for data in SYNTHETIC),
-    *(Case(data, "tiny", "lora", PADDED, seconds=50) for data in workloads.REAL),
+    *(Case(data, "mid", "lora", RECIPES, seconds=60) for data in SYNTHETIC),
+    *(Case(data, "tiny", "lora", PADDED, seconds=40) for data in workloads.REAL),
 )
 QUICK = ("cls/tiny/lora", "sql/tiny/lora", "sql+grouped/tiny/lora", "chat/tiny/lora", "cls/tiny/prompt20")
 
