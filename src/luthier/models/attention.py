@@ -30,8 +30,8 @@ class Layout:
     """Where the segments of a flat row lie. Built once a micro-batch, read by every layer.
 
     A group holds n segments of one shape. `queries_T` and `keys_K` are row indices, group after group: n·l and
-    n·(a + l) of them each; `place_T` puts the groups' outputs back into the order of the row. None: the row as it lies. One
-    gathering for all groups, because the gradient of each is a new row of zeros to add into.
+    n·(a + l) of them each; `place_T` puts the groups' outputs back into the order of the row. None: the row as it lies.
+    One gathering for all groups, because the gradient of each is a new row of zeros to add into.
     """
 
     causal: bool
