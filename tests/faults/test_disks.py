@@ -5,6 +5,7 @@ The run ends with a reason, the older checkpoint stands, the same command contin
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -199,17 +200,26 @@ def test_at_no_instant_is_there_less_than_a_whole_checkpoint(training: Training,
     room = training.fresh()
     pid = training.begin(room, max_steps=saves, num_epochs=50, evaluate_every=3, learning_rate=0.1)
     looks, most = 0, 0
-    while True:
-        time.sleep(0.005)
-        os.kill(pid, signal.SIGSTOP)
-        _, status = os.waitpid(pid, os.WUNTRACED)
-        if not os.WIFSTOPPED(status):
-            break
-        told = sum(isinstance(event, runs.Saved) for event in runs.read_events(room))
-        places = list((room / "checkpoints").glob("step-*"))
-        stand = [path for path in places if checkpoint._fault(path) is None]
-        assert len(stand) >= min(2, told), f"after {told} saves: {[path.name for path in places]}"
-        looks, most = looks + (told > 0), max(most, len(places))
-        os.kill(pid, signal.SIGCONT)
-    assert os.waitstatus_to_exitcode(status) == 0
+    try:
+        while _held_still(pid):
+            told = sum(isinstance(event, runs.Saved) for event in runs.read_events(room))
+            places = list((room / "checkpoints").glob("step-*"))
+            stand = [path for path in places if checkpoint._fault(path) is None]
+            assert len(stand) >= min(2, told), f"after {told} saves: {[path.name for path in places]}"
+            looks, most = looks + (told > 0), max(most, len(places))
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.005)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has ended, badly
+            os.kill(pid, signal.SIGKILL)
+            wait(pid)
+        raise
     assert looks > saves and most <= 5  # the best, the newest, the one before, one coming and one going
+
+
+def _held_still(pid: int) -> bool:
+    """Hold the victim where it is; False where it has ended well."""
+    os.kill(pid, signal.SIGSTOP)
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status) or status == 0
+    return os.WIFSTOPPED(status)
