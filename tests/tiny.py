@@ -182,9 +182,7 @@ MORE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "tiny_deberta_v2": (
         "DebertaV2Config",
         "DebertaV2ForMaskedLM",
-        ENCODER
-        | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
-        | {"share_att_key": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm"},
+        ENCODER | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
     ),
     "tiny_mt5": ("MT5Config", "MT5ForConditionalGeneration", _T5),
     "tiny_pegasus": ("PegasusConfig", "PegasusForConditionalGeneration", SEQ2SEQ),
