@@ -127,11 +127,6 @@ def full_slot(base: Base, method: Full, seed: int) -> Slot:
         raise ModelError(f"no parameter's name contains one of {list(wanted)} (`method.trainable`)", hint=hint)
     chosen |= {name: p for name, p in parameters.items() if inside(name, base.fresh)}
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            module.sparse = (
-                True  # its gradient then is the rows seen, added into the slot's buffer, not a table of zeros
-            )
     spared = tuple(name for name, p in chosen.items() if id(p) in embeddings)
     leaves, flats = _laid({name: p.detach() for name, p in chosen.items()}, base.device, spared)
     for name, p in chosen.items():
