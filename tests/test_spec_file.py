@@ -129,7 +129,7 @@ def test_a_missing_file_has_neighbours(write):
     error = refused(path.with_name("tickts.yaml"))
     assert isinstance(error, NotFound) and error.hint == f"did you mean {path}?"
     assert "there is" in str(refused(path.with_name("zzz")).hint)
-    assert refused(path.parent / "no" / "such" / "e.yaml").hint is None
+    assert "luthier init" in str(refused(path.parent / "no" / "such" / "e.yaml").hint)
     assert "is a folder" in refused(path.parent).message
 
 

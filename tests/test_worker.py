@@ -16,6 +16,7 @@ from luthier import assessment, engines, runs, spec, workbench, worker
 from luthier.evaluation import predictions
 from luthier.evaluation.report import read_json
 from luthier.models.forward import Batch
+from luthier.models.lora import PRODUCTS
 from luthier.models.methods import Tuned
 from luthier.studio import Studio, failure
 from tests import rows
@@ -80,7 +81,8 @@ def test_a_run_ends_in_a_verdict_with_everything_in_its_folder(
     assert ("model" if method == "full" else "adapter") in kept
     assert isinstance(runs.read_events(run.path)[-1], runs.Finished)
     told = json.loads((run.path / "environment.json").read_text())
-    assert told["packages"]["torch"] and told["choices"] == {"threads": told["threads"], "budget": 4096}
+    assert told["packages"]["torch"] and told["choices"].pop("product") in PRODUCTS
+    assert told["choices"] == {"threads": told["threads"], "budget": 4096}
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_what_was_chosen_once_is_kept_by_every_later_attempt(
     run = carry(begin(tiny("tiny_llama"), rows.pairs(tmp_path)), after(3))
     file = run.path / "environment.json"
     told = json.loads(file.read_text())
-    file.write_text(json.dumps(told | {"choices": {"threads": 2, "budget": 512}}))
+    file.write_text(json.dumps(told | {"choices": {"threads": 2, "budget": 512, "product": "onednn"}}))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     budgets, whole = [], Tuned.nll
 
@@ -162,8 +164,8 @@ def test_what_was_chosen_once_is_kept_by_every_later_attempt(
     before = torch.get_num_threads()
     run = carry(run)
     torch.set_num_threads(before)
-    assert run.state == "done" and budgets[0] == ({"threads": 2, "budget": 512}, 2)
-    assert json.loads(file.read_text())["choices"] == {"threads": 2, "budget": 256}
+    assert run.state == "done" and budgets[0] == ({"threads": 2, "budget": 512, "product": "onednn"}, 2)
+    assert json.loads(file.read_text())["choices"] == {"threads": 2, "budget": 256, "product": "onednn"}
     notes = [event for event in runs.read_events(run.path) if isinstance(event, runs.Noted) and event.kind == "memory"]
     assert len(notes) == 1 and "256 tokens" in notes[0].message
 

@@ -220,7 +220,7 @@ def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop, ranks: Ranks) -> Fi
     from luthier.evaluation import curves
     from luthier.train.loop import Job, train
 
-    training, budget = ranks.by_lead(lambda: _fitted(run, bench))
+    training, budget, tuned.turn.product = ranks.by_lead(lambda: _fitted(run, bench, tuned))
     job = Job(run.id, training, bench.experiment.seed, bench.train, bench.validation, run.path / "checkpoints")
     told: list[Event] = []
     warned = False
@@ -245,17 +245,19 @@ def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop, ranks: Ranks) -> Fi
     raise TrainingError("training ended without saying how", where=str(run.path))
 
 
-def _fitted(run: Run, bench: Bench) -> tuple[Training, int]:
-    """How the run fits into memory, and the budget of a micro-batch: decided by the owner, done so by every process."""
+def _fitted(run: Run, bench: Bench, tuned: Tuned) -> tuple[Training, int, str]:
+    """How the run fits into memory, the budget of a micro-batch, and what multiplies: decided by the owner, for all."""
     from luthier import workbench
+    from luthier.models import lora
 
     fit, asked = workbench.fit(bench), bench.experiment.training.gradient_checkpointing
     if fit.training.gradient_checkpointing and asked is None:
         _note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
     budget = int(_choices(run).get("budget") or fit.budget)
     _keep_choice(run, "budget", budget)
-    (run.path / "checkpoints").mkdir(exist_ok=True)
-    return fit.training, budget
+    product = _choices(run).get("product") or lora.measure_product(tuned.base.model.parameters(), rows=1024)
+    _keep_choice(run, "product", product)
+    return fit.training, budget, product
 
 
 def _note(run: Run, kind: str, message: str, rows: tuple[str, ...] = (), step: int = 0) -> None:

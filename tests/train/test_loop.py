@@ -17,7 +17,7 @@ from luthier.models import base as bases
 from luthier.models.methods import Tuned, attach
 from luthier.runs import Evaluated, Event, Finished, Noted, Saved, Started, Stepped
 from luthier.train import checkpoint
-from luthier.train.loop import Job, train, validation_loss
+from luthier.train.loop import Job, step_share, train, validation_loss
 from luthier.train.optimizer import learning_rate_at
 from tests.equivalence.workbench import LABELS, LORA, Tiny, load, rows, share
 from tests.tiny import family
@@ -159,6 +159,19 @@ def test_share_prefixes_changes_the_dropout_draw_and_nothing_else(tiny: Tiny, tm
             ends[p, sharing] = tuned.slots[0].flats[0].values.clone()
     torch.testing.assert_close(ends[0.0, True], ends[0.0, False], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(ends[0.5, True], ends[0.5, False], atol=1e-5)
+
+
+def test_full_tuning_shares_prefixes_where_the_base_drops_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    ends, sizes = [], []
+    for sharing in (True, False):
+        tuned = attach(load(tiny, "tiny_llama"), [spec.Full()], [0])
+        share_of = step_share(tuned, tuned.slots[0], _with(share_prefixes=sharing), rows("causal"))
+        sizes.append(sum(batch.stored for batch in tuned.lay_out([share_of], 10_000)))
+        _events(tuned, tmp_path / str(sharing), _with(share_prefixes=sharing, num_epochs=1), validation=[])
+        ends.append(tuned.slots[0].flats[0].values.clone())
+    assert sizes[0] < sizes[1]
+    torch.testing.assert_close(ends[0], ends[1], atol=1e-5, rtol=1e-4)
+    assert not attach(load(tiny, "tiny_gpt2"), [spec.Full()], [0]).shares_prefixes
 
 
 @pytest.mark.parametrize("kind", ["tiny_llama", "tiny_bert"])

@@ -201,7 +201,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, product: str) -> Tens
 def measure_product(weights: Iterable[Tensor], rows: int, rounds: int = 5) -> str:
     """Which of `PRODUCTS` is faster here for `rows` rows on the distinct shapes among `weights`, both ways of a step.
 
-    Takes some milliseconds. Ties go to torch: oneDNN must be 3 % faster.
+    Takes some milliseconds. oneDNN must be 15 % faster: where its products alone gained 5 to 12 %, a whole step gained
+    nothing; where torch's library is slow (some processors of AMD) it gains far more.
     """
     shapes = {(w.shape, w.dtype, w.device.type): w for w in weights if w.dim() == 2}
     if (
@@ -221,7 +222,7 @@ def measure_product(weights: Iterable[Tensor], rows: int, rounds: int = 5) -> st
                     linear(x, operand, None, product)
                     best[product] = min(best[product], time.perf_counter() - started)
             seconds = {product: seconds[product] + best[product] for product in PRODUCTS}
-    return "onednn" if seconds["onednn"] < 0.97 * seconds["torch"] else "torch"
+    return "onednn" if seconds["onednn"] < 0.85 * seconds["torch"] else "torch"
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -44,6 +44,8 @@ class Tuned:
         self.slots = slots
         self.turn = turn
         self.full = any(isinstance(slot.method, Full) for slot in slots)
+        # A base's own dropout, at work in full tuning only, draws for each stored token: shared ones would share it.
+        self.shares_prefixes = not self.full or not _drops(base.model.config)
         self._prompts = {s.index: s.leaves[PROMPT] for s in slots if s.virtual_tokens}
         self._heads = {s.index: s.head() for s in slots}
         self._attention = base.model.config._attn_implementation
@@ -268,6 +270,11 @@ def _wrap(module: Any, name: str, turn: Turn) -> LoraLinear:
 
 
 # --------------------------------------------------------------------------------------------------------------- modes
+
+
+def _drops(config: PretrainedConfig) -> bool:
+    """Whether a model of this configuration drops anything in training (`attn_pdrop`, `hidden_dropout_prob`, …)."""
+    return any("drop" in name and isinstance(value, float) and value > 0 for name, value in config.to_dict().items())
 
 
 def _silence_dropout(layer: nn.Module) -> None:

@@ -198,7 +198,7 @@ def _examples(lane: Lane) -> list[Encoded]:
 
 def step_share(tuned: Tuned, slot: Slot, training: Training, rows: Sequence[Encoded]) -> Share:
     """What a slot brings to an update that draws `rows`."""
-    return _share(slot, rows, training.share_prefixes and not tuned.full)
+    return _share(slot, rows, training.share_prefixes and tuned.shares_prefixes)
 
 
 def _share(slot: Slot, rows: Sequence[Encoded], share_prefixes: bool) -> Share:
@@ -238,8 +238,7 @@ def _rehearse(tuned: Tuned, lanes: Sequence[Lane], budget: int) -> None:
     for lane in lanes:
         lane.optimizer.state()  # both moments take their place beside it
     work = [(lane.slot, lane.job.training, lane.job.train) for lane in lanes]
-    nll_S, _ = tuned.nll(longest_batch(tuned, work, budget), {lane.slot.index: 0 for lane in lanes})
-    nll_S.sum().backward()
+    _losses(tuned, longest_batch(tuned, work, budget), {lane.slot.index: 0 for lane in lanes}).sum().backward()
     for lane in lanes:
         lane.optimizer.zero()
 
@@ -264,8 +263,7 @@ def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], ranks:
             break
         if tuned.full:  # the base's own dropout draws from torch's global state: seeded here, nothing to save
             torch.manual_seed(mix(turn[0].job.seed, f"{turn[0].progress.step}.{micro * ranks.count + ranks.rank}"))
-        nll_S, _ = tuned.nll(batch, steps)
-        weighted_S = nll_S * torch.from_numpy(batch.weights_S).to(nll_S.device)
+        weighted_S = _losses(tuned, batch, steps)
         weighted_S.sum().backward()
         for slot, loss in _losses_by_slot(batch, weighted_S.detach()).items():
             losses[slot] += loss
@@ -275,6 +273,12 @@ def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], ranks:
     ranks.sum_gradients([lane.slot for lane in turn])
     for lane, loss in zip(turn, summed, strict=True):
         lane.loss = loss
+
+
+def _losses(tuned: Tuned, batch: Batch, steps: dict[int, int]) -> torch.Tensor:
+    """Each entry's part of the update's loss, `(S,)`: its nll times its weight."""
+    nll_S, _ = tuned.nll(batch, steps)
+    return nll_S * torch.from_numpy(batch.weights_S).to(nll_S.device)
 
 
 def _losses_by_slot(batch: Batch, weighted_S: torch.Tensor) -> dict[int, float]:

@@ -67,7 +67,7 @@ def plan(
     epoch_steps = steps_per_epoch(batches, training.accumulate_steps)
     steps = training.max_steps or epoch_steps * training.num_epochs
     tokens = sum(len(row.ids_L) for row in rows)
-    sharing = shapes.base.family == "causal" and training.share_prefixes and not shapes.full
+    sharing = shapes.base.family == "causal" and training.share_prefixes and shapes.shares_prefixes
     orders = _orders(rows, size, experiment.seed)
     saved = {name: tokens - _stored(rows, order, size) if sharing else 0 for name, order in orders.items()}
     fit = fitted(training, rows, shapes, machine)
