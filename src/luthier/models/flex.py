@@ -151,4 +151,5 @@ def _cap(softcap: float) -> Callable[..., Tensor]:
 @cache
 def _kernel(device: str) -> Callable[..., Any]:
     """The compiled kernel; on a CPU, for tests, the reference, which has no backward pass."""
-    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+    kernel: Any = torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+    return kernel
