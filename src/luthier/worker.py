@@ -128,16 +128,15 @@ def _finished(run: Run, state: runs.State, reason: str) -> Finished:
 
 def carry(run: Run, stop: Stop) -> Finished:
     """All of a run's work. Raises LuthierError where it cannot go on, Stopped where it was asked to end."""
-    if "WORLD_SIZE" not in os.environ:  # it may have been stopped while this process was starting
-        _go_on(stop)
+    if "WORLD_SIZE" not in os.environ and ownership.stop_asked(run.path):  # while this process was starting
+        raise Stopped
     _note(run, "progress", "loading the base")
     neighbours = hardware.Neighbours()  # who else computes here shows while the imports run
     from luthier import workbench  # heavy from here on: the run is owned already
     from luthier.models import adapters
     from luthier.train.ranks import joined
 
-    with joined() as crew:
-        _go_on(stop)  # of several processes one may only leave when the others can see it go
+    with joined() as crew:  # of several processes one may leave only from here on, where the others see it go
         ranks = crew.sharing_layers() if workbench.must_shard(run) else crew
         _choose(run, neighbours, ranks.count)
         bench, tuned, exam = _lay_out(run, ranks)

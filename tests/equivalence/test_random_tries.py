@@ -98,7 +98,12 @@ def test_segments_and_their_masks_are_the_ancestor_relation(shares: list[Share])
     where = layout(batch.positions_T, True, torch.device("cpu"))
     size = len(batch.tokens_T)
     seen = np.zeros((size, size), int)
-    for ancestors, length, queries, keys in where.groups:
+    everything = torch.arange(size)
+    order = everything if where.queries_T is None else where.queries_T
+    visible = everything if where.keys_K is None else where.keys_K
+    own_ones = order.split([n * length for _, length, n in where.groups])
+    paths = visible.split([n * (ancestors + length) for ancestors, length, n in where.groups])
+    for (ancestors, length, _), queries, keys in zip(where.groups, own_ones, paths, strict=True):
         mask = where.mask(ancestors, length, None)
         mask = torch.ones(length, ancestors + length, dtype=torch.bool) if mask is None else mask
         for own, path in zip(queries.view(-1, length), keys.view(-1, ancestors + length), strict=True):
@@ -107,8 +112,7 @@ def test_segments_and_their_masks_are_the_ancestor_relation(shares: list[Share])
                 np.add.at(seen[query], path[row].numpy(), 1)
     i, j = np.arange(size)[:, None], np.arange(size)
     assert (seen == ((j <= i) & (i < batch.ends_T[j]))).all()
-    order = torch.cat([queries for _, _, queries, _ in where.groups])
-    assert order[where.place_T].tolist() == list(range(size))
+    assert (order if where.place_T is None else order[where.place_T]).tolist() == list(range(size))
 
 
 @settings(max_examples=100, deadline=None)

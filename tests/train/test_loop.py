@@ -191,7 +191,7 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(
     from luthier.train import loop
 
     losses = iter([math.nan, 2.0, 3.0, 1.0])
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(loop, "validation_loss", lambda *_, **__: next(losses))
     training = _with(evaluate_every=1, max_steps=4)
     evaluated = _of(_events(attach(load(tiny, "tiny_llama"), [LORA], [0]), tmp_path, training), Evaluated)
     assert [event.best for event in evaluated] == [False, True, False, True]

@@ -261,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base", help="where the base is written")
     parser.add_argument("--checkpoints", type=Path, default=Path("pretrain-checkpoints"), help="to resume from")
-    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--steps", type=int, default=7_600)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

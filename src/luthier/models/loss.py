@@ -80,7 +80,10 @@ class _WeightedNll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_S: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         weights_S, grad_UD, *totals = ctx.saved_tensors
-        factor = grad_S.sum() / weights_S.sum()
+        total = float(
+            weights_S.sum()
+        )  # zero where a process repeats a batch that counts for nothing (`train/ranks.py`)
+        factor = grad_S.sum() / total if total else grad_S.new_ones(())
         if not torch.allclose(grad_S, weights_S * factor, rtol=1e-4, atol=0, equal_nan=True):
             raise ValueError("the loss must be the entries' nll times the weights that were given with them")
         if float(factor) != 1:

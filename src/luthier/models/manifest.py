@@ -190,7 +190,7 @@ def _call(manifest: dict[str, Any], merged: bool) -> list[str]:
         f"tokenizer = AutoTokenizer.from_pretrained({'folder' if own else json.dumps(base)})",
     ]
     if family == "seq2seq":
-        asked = 'model.generate(**tokenizer("…", return_tensors="pt"))'
+        asked = 'model.generate(**tokenizer("…", return_tensors="pt"), max_new_tokens=64)'
         return [*lines, f"print(tokenizer.decode({asked}[0], skip_special_tokens=True))"]
     return [*lines, f'print(pipeline("{PIPELINE[family]}", model=model, tokenizer=tokenizer)("…"))']
 
