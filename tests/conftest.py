@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +14,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
+
+from luthier import engines, runs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -38,3 +41,17 @@ def tiny() -> Callable[..., Path]:
 def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes to the home folder of the person who runs it."""
     monkeypatch.setenv("LUTHIER_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+Starting = Callable[[Callable[[runs.Run], runs.Run]], None]
+
+
+@pytest.fixture
+def starting(monkeypatch: pytest.MonkeyPatch) -> Starting:
+    """`starting(begin)`: a run is begun by `begin(run)` in this process, and no worker process is."""
+
+    def replace(begin: Callable[[runs.Run], runs.Run]) -> None:
+        monkeypatch.setattr(engines, "early", lambda home: nullcontext())
+        monkeypatch.setattr(engines, "start", lambda run, waiting=None: begin(run))
+
+    return replace

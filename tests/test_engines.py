@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from luthier import engines, ownership, runs
+from luthier import engines, hardware, ownership, runs
 from luthier.errors import TrainingError
 
 STUBBORN = """
@@ -116,3 +116,52 @@ def test_several_graphics_cards_are_one_process_each(tmp_path: Path) -> None:
     assert alone == [sys.executable, "-m", "luthier.worker", str(tmp_path)]
     assert together[-3:] == alone[-3:][-3:] and together[together.index("--nproc-per-node") + 1] == "4"
     assert "torch.distributed.run" in together
+
+
+def test_a_worker_begun_early_takes_the_run_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    with engines.early(tmp_path) as waiting:
+        assert waiting is not None
+        run = runs.create(tmp_path, "early", "0", {}, {"model": "tiny"})
+        engines.start(run, waiting)
+    assert waiting.wait(timeout=60) == 1  # this run has no experiment, and its record says so
+    failed = runs.load(run.path)
+    assert failed.error is not None and "resolved.yaml" in " ".join(filter(None, failed.error.values()))
+    assert runs.attempts(run.path) == 1 and (run.path / runs.LOG).is_file()
+
+
+def test_an_early_worker_ends_with_the_block_that_gave_it_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    with pytest.raises(TrainingError), engines.early(tmp_path) as waiting:
+        raise TrainingError("the data are wrong")
+    assert waiting is not None and waiting.returncode is not None
+
+
+def test_an_early_worker_ends_when_nobody_is_left_to_tell_it_a_run() -> None:
+    command = [sys.executable, "-m", "luthier.worker"]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_a_fresh_worker_takes_the_run_if_the_early_one_has_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    run = engines.stop(runs.create(tmp_path, "early", "0", {}, {"model": "tiny"}))
+    with engines.early(tmp_path) as waiting:
+        assert waiting is not None
+        waiting.kill()
+        waiting.wait()
+        assert engines.start(run, waiting).state in ("running", "failed")  # failed: there is no experiment in it
+    assert runs.attempts(run.path) == 1
+
+
+@pytest.mark.parametrize(("cores", "cards"), [(1, 0), (2, 2)])
+def test_no_worker_begins_early_where_nothing_is_gained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, cards: int
+) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: cores)
+    monkeypatch.setattr(hardware, "graphics_cards", lambda _: cards)
+    with engines.early(tmp_path) as waiting:
+        assert waiting is None

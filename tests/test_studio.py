@@ -19,6 +19,7 @@ from luthier import engines, runs, spec, workbench, worker
 from luthier.errors import ModelError, NotFound, SpecError
 from luthier.studio import Studio, report
 from tests import rows
+from tests.conftest import Starting
 
 FEW = {"num_epochs": 1, "batch_size": 16, "learning_rate": 1e-2}
 
@@ -29,20 +30,20 @@ def studio(tmp_path: Path) -> Studio:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(starting: Starting) -> None:
     """The worker works in this process, at once."""
 
     def start(run: runs.Run) -> runs.Run:
         worker.work(run.path, lambda: False)
         return runs.load(run.path)
 
-    monkeypatch.setattr(engines, "start", start)
+    starting(start)
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def nobody(starting: Starting) -> None:
     """No worker begins: runs stay as they are."""
-    monkeypatch.setattr(engines, "start", lambda run: run)
+    starting(lambda run: run)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from luthier import assessment, engines, runs, spec, workbench, worker
+from luthier import assessment, runs, spec, workbench, worker
 from luthier.evaluation import predictions
 from luthier.evaluation.report import read_json
 from luthier.models.forward import Batch
@@ -20,14 +20,15 @@ from luthier.models.lora import PRODUCTS
 from luthier.models.methods import Tuned
 from luthier.studio import Studio, failure
 from tests import rows
+from tests.conftest import Starting
 
 FEW = {"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-2}
 
 
 @pytest.fixture
-def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., runs.Run]:
+def begin(tmp_path: Path, starting: Starting) -> Callable[..., runs.Run]:
     """`begin(model, data, method="lora", …)`: a queued run in `tmp_path`; the test carries it in this process."""
-    monkeypatch.setattr(engines, "start", lambda run: run)
+    starting(lambda run: run)
 
     def make(model: Path, data: Any, **parts: Any) -> runs.Run:
         values = {

@@ -15,18 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luthier import engines, runs, spec, workbench, worker
+from luthier import runs, spec, workbench, worker
 from luthier.studio import Studio, failure
 from tests import rows
+from tests.conftest import Starting
 from tests.together import processes
 
 FEW = {"num_epochs": 2, "batch_size": 8, "learning_rate": 1e-2}
 
 
 @pytest.fixture
-def begin(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], runs.Run]:
+def begin(tiny: Callable[..., Path], tmp_path: Path, starting: Starting) -> Callable[[], runs.Run]:
     """A queued run of the same experiment each time."""
-    monkeypatch.setattr(engines, "start", lambda run: run)
+    starting(lambda run: run)
     said: dict[str, Any] = {"name": "tiny", "model": str(tiny("tiny_llama")), "method": "lora", "training": FEW}
     said["data"] = str(rows.pairs(tmp_path))
 

@@ -1,5 +1,7 @@
 """Where a worker starts, and how it is stopped: here, as a child process with a group of its own.
 
+What a worker imports takes seconds, and so does describing a run: `early` lets both happen at once.
+
 Lives here: starting, finding again, stopping. Does not live here: what the worker does (`worker.py`), or the run's
 states, which follow from facts (`runs.py`).
 """
@@ -7,12 +9,16 @@ states, which follow from facts (`runs.py`).
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from luthier import hardware, ownership, redaction, runs, settings
 from luthier.errors import TrainingError
@@ -20,28 +26,43 @@ from luthier.errors import TrainingError
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
 
 
-def start(run: runs.Run) -> runs.Run:
+Waiting = subprocess.Popen[bytes]
+"""A worker without a run yet."""
+
+
+@contextmanager
+def early(home: Path) -> Iterator[Waiting | None]:
+    """A worker that imports what every run needs and waits for its run; it ends with the block if `start` gave it none.
+
+    None where nothing is gained: on one core, or where torchrun starts a worker for each graphics card.
+    """
+    environment = settings.environment(home) | redaction.inherited()
+    if hardware.cores() < 2 or hardware.graphics_cards(environment) > 1:
+        yield None
+        return
+    waiting = _spawn([], environment, subprocess.DEVNULL)
+    try:
+        yield waiting
+    finally:
+        assert waiting.stdin is not None
+        if not waiting.stdin.closed:
+            waiting.kill()
+            waiting.wait()
+            waiting.stdin.close()
+
+
+def start(run: runs.Run, waiting: Waiting | None = None) -> runs.Run:
     """Start a worker on `run`, or find the one it has; gives the run once a worker owns it, or somebody stopped it.
 
-    The worker outlives this process: closing the terminal does not end a training. Raises TrainingError if the
-    worker ends before it owns the run.
+    The worker outlives this process: closing the terminal does not end a training. `waiting` becomes the worker where
+    it can. Raises TrainingError if the worker ends before it owns the run.
     """
     if runs.owner(run.path):
         return runs.load(run.path)
     if run.state != "queued":  # a run that nobody has begun yet may be stopped already, and then stays so
         ownership.withdraw_stop(run.path)
     attempt = runs.attempts(run.path)
-    environment = _environment(run)
-    command = _command(run.path, hardware.graphics_cards(environment))
-    with (run.path / runs.LOG).open("ab") as log:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=environment,
-        )
+    child = (waiting and _told(waiting, run)) or _fresh(run)
     while child.poll() is None and runs.attempts(run.path) == attempt:
         time.sleep(0.02)
     if runs.attempts(run.path) == attempt and not ownership.stop_asked(run.path):
@@ -52,6 +73,36 @@ def start(run: runs.Run) -> runs.Run:
     return runs.load(run.path)
 
 
+def _fresh(run: runs.Run) -> Waiting:
+    """A new worker on `run`."""
+    environment = _environment(run)
+    with (run.path / runs.LOG).open("ab") as log:
+        return _spawn(_command(run.path, hardware.graphics_cards(environment)), environment, log)
+
+
+def _told(waiting: Waiting, run: runs.Run) -> Waiting | None:
+    """The waiting worker, now that it knows its run; None if it has ended meanwhile. See `worker.wait_for_a_run`."""
+    assert waiting.stdin is not None
+    try:
+        with waiting.stdin as line:
+            line.write(json.dumps({"run": str(run.path), "environment": _tokens(run)}).encode() + b"\n")
+    except BrokenPipeError:
+        return None
+    return waiting
+
+
+def _spawn(command: list[str], environment: dict[str, str], log: int | IO[bytes]) -> Waiting:
+    """A worker process; without a command it reads on its standard input what it has to do."""
+    return subprocess.Popen(
+        command or [sys.executable, "-m", "luthier.worker"],
+        stdin=subprocess.DEVNULL if command else subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env=environment,
+    )
+
+
 def _command(path: Path, cards: int) -> list[str]:
     """The worker's command: where there are several graphics cards one process each, by torchrun."""
     together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(cards), "-m"] if cards > 1 else []
@@ -60,9 +111,12 @@ def _command(path: Path, cards: int) -> list[str]:
 
 def _environment(run: runs.Run) -> dict[str, str]:
     """The home's settings, what `redaction` lets pass, and the Hub's token if the base comes from the Hub."""
+    return settings.environment(run.path.parents[1]) | redaction.inherited() | _tokens(run)
+
+
+def _tokens(run: runs.Run) -> dict[str, str]:
     local = Path(str(run.facts["model"])).is_dir()
-    tokens = {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ and not local}
-    return settings.environment(run.path.parents[1]) | redaction.inherited() | tokens
+    return {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ and not local}
 
 
 def stop(run: runs.Run, grace_seconds: float = 30.0) -> runs.Run:

@@ -102,16 +102,20 @@ class Studio:
         different, or `new`, begins another. Raises SpecError, naming the fields, if that would leave behind work under
         way: a run that is different and at work, or at rest with a checkpoint to continue from.
         """
-        draft = self.draft(experiment)
+        with engines.early(self.home) as worker:
+            run = self._meant(self.draft(experiment), new)
+            return run if run.state == "done" else engines.start(run, worker)
+
+    def _meant(self, draft: Draft, new: bool) -> Run:
         previous = None if new else runs.newest_of_name(self.home, draft.name)
         if previous is not None and previous.fingerprint == draft.fingerprint:
-            return self.resume(previous)
+            return runs.load(previous.path)
         if previous is not None and _has_work_under_way(previous):
             raise SpecError(
                 f"run {previous.id} is {previous.state} and was described differently: {_differences(previous, draft)}",
                 hint="`--new` starts another run; with the old values the same command continues this one",
             )
-        return engines.start(self._create(draft))
+        return self._create(draft)
 
     def _create(self, draft: Draft) -> Run:
         resolved, origins = draft.resolved.experiment, dict(draft.resolved.origins)

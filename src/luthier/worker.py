@@ -1,4 +1,4 @@
-"""Take one run and carry it: data → base → train → evaluate → verdict. `python -m luthier.worker RUN_DIR`.
+"""Take one run and carry it: data → base → train → evaluate → verdict. `python -m luthier.worker [RUN_DIR]`.
 
 Lives here: the order of a run's work, and the process that does it. Does not live here: the parts (`workbench.py`), the
 work itself (`data`, `models`, `train`, `evaluation`), starting this process (`engines.py`).
@@ -46,11 +46,33 @@ class Stopped(Exception):
 
 def main() -> int:
     """The process: SIGTERM and SIGINT ask it to save and end. Exit code 0 if the run is done or was stopped, else 1."""
+    path = Path(sys.argv[1]) if sys.argv[1:] else wait_for_a_run()
+    if path is None:
+        return 0
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
     first = os.environ.get("RANK", "0") == "0"  # torchrun's: this process's number
-    return (work if first else assist)(Path(sys.argv[1]).resolve(), asked.is_set)
+    return (work if first else assist)(path.resolve(), asked.is_set)
+
+
+def wait_for_a_run() -> Path | None:
+    """Import what every run needs, then read a line of JSON: the folder `run`, and `environment` to add to ours.
+
+    What is said from then on goes into the run's log. None if the one that started us left without a word.
+    """
+    import luthier.assessment
+    import luthier.train.loop
+    import luthier.workbench  # noqa: F401
+
+    if not (line := sys.stdin.readline()):
+        return None
+    told = json.loads(line)
+    os.environ.update(told["environment"])
+    with (Path(told["run"]) / runs.LOG).open("ab") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    return Path(told["run"])
 
 
 def work(path: Path, stop: Stop) -> int:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from luthier import engines, runs, worker
+from luthier import runs, worker
 from luthier.cli import app
 from tests import rows
+from tests.conftest import Starting
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,16 @@ Luthier = Callable[..., Said]
 
 
 @pytest.fixture
-def luthier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Luthier:
+def luthier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], starting: Starting
+) -> Luthier:
     """Run one command; its home is `tmp_path`/home, its working directory `tmp_path`, its worker this process."""
 
     def start(run: runs.Run) -> runs.Run:
         worker.work(run.path, lambda: False)
         return replace(run, state="running")  # as a real worker's run is seen: at work
 
-    monkeypatch.setattr(engines, "start", start)
+    starting(start)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LUTHIER_HOME", str(tmp_path / "home"))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from luthier import engines, runs, spec, worker
+from luthier import runs, spec, worker
 from luthier.data.examples import Encoded
 from luthier.evaluation import generate
 from luthier.models import base as bases
@@ -16,6 +16,7 @@ from luthier.models.methods import attach
 from luthier.studio import Studio
 from tests import rows as files
 from tests import tiny
+from tests.conftest import Starting
 from tests.equivalence.workbench import LORA, PROMPT, load, padded_loss, rows, tune
 from tests.models import families
 
@@ -86,8 +87,8 @@ def test_classes_of_a_padded_encoder_do_not_depend_on_company() -> None:
     torch.testing.assert_close(torch.from_numpy(together), torch.tensor(alone), atol=1e-5, rtol=1e-4)
 
 
-def test_plan_and_run_say_that_a_family_runs_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "start", lambda run: run)
+def test_plan_and_run_say_that_a_family_runs_padded(tmp_path: Path, starting: Starting) -> None:
+    starting(lambda run: run)
     said = {
         "name": "tiny",
         "model": str(tiny.build("tiny_bloom")),
