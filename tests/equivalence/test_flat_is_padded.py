@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from luthier import spec
 from luthier.models.slots import PEFT_PREFIX
+from luthier.train.loop import lay_out
 from tests.equivalence.workbench import (
     LORA,
     PROMPT,
@@ -66,3 +68,29 @@ def test_rslora_scales_as_peft_does(tiny: Tiny) -> None:
     theirs = padded_loss("causal", peft_model(tiny, "tiny_llama", tuned), examples, None)
     assert ours == pytest.approx(float(theirs.detach()), abs=5e-6)
     assert PEFT_PREFIX + "model.layers.0.self_attn.q_proj.lora_A.weight" in tuned.slots[0].leaves
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2", "tiny_gemma2"])
+def test_only_rows_that_are_asked_for_meet_the_last_feed_forward_part(tiny: Tiny, kind: str) -> None:
+    tuned = tune(load(tiny, kind, LORA), LORA, spec.Lora(rank=2, alpha=4, target_modules=("all-linear",)))
+    parts = [module for name, module in tuned.base.model.named_modules() if name.endswith(".mlp")]
+    seen: list[int] = []
+    for part in parts[-2:]:
+        linear = next(iter(part.children()))
+        linear.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+    shares = [share(tuned, slot, rows("causal", seed=slot)) for slot in (0, 1)]
+    (batch,) = lay_out(tuned, shares, 10_000)
+    sparse, gradients = tuned.nll(batch)[0], []
+    for whole in (False, True):
+        for slot in tuned.slots:
+            slot.flats[0].grads.zero_()
+        if whole:  # as the model has it: every row
+            tuned._ask = lambda sources_S: None  # type: ignore[method-assign]
+            tuned.turn.asked_units, tuned._forward.asked.rows_U = 0, None
+        nll = tuned.nll(batch)[0]
+        (nll * torch.from_numpy(batch.weights_S)).sum().backward()
+        gradients.append([slot.flats[0].grads.clone() for slot in tuned.slots])
+        torch.testing.assert_close(nll, sparse, atol=1e-5, rtol=1e-5)
+    asked, stored = len(np.unique(batch.sources_S)), len(batch.tokens_T)
+    assert seen[:2] == [stored, asked] and seen[-2:] == [stored, stored] and asked < stored
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
 
 from luthier.data.batches import FlatBatch, PaddedBatch
@@ -138,6 +140,45 @@ def keeps_its_attention(model: PreTrainedModel, layers: int) -> str:
     return f"{own} of {layers} layers compute their attention themselves" if own > 0 else ""
 
 
+class AskedRows:
+    """Sends only the rows somebody asks for through the last layer's feed-forward part; what it adds to others is 0.
+
+    That part sees each row by itself, and no layer follows: nothing asked for changes. Attention before it sees all
+    rows. `rows_U` None: every row goes through, as the model has it.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.rows_U: Tensor | None = None
+        self.length = 0
+        layers = [module for module in model.base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        feed_forward = dict(layers[-1].named_children()).get("mlp") if layers else None
+        if feed_forward is not None and _is_plain(feed_forward):
+            feed_forward.register_forward_pre_hook(self._choose)
+            feed_forward.register_forward_hook(self._spread)
+
+    def _choose(self, _: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self.rows_U is None:
+            return None
+        (hidden_1TD,) = given
+        self.length = hidden_1TD.shape[1]
+        return (hidden_1TD.index_select(1, self.rows_U),)
+
+    def _spread(self, _: nn.Module, __: tuple[Tensor, ...], said_1UD: Tensor) -> Tensor | None:
+        if self.rows_U is None:
+            return None
+        width = said_1UD.shape[-1]
+        return said_1UD.new_zeros(1, self.length, width).index_copy(1, self.rows_U, said_1UD)
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Whether only linear layers in it have parameters: no experts, which choose, and no norm over rows."""
+    return all(
+        isinstance(module, nn.Linear | Conv1D)
+        for module in part.modules()
+        if next(module.parameters(recurse=False), None) is not None
+    )
+
+
 class Forward:
     """Calls one model. `heads` are each slot's own head parameters by name, `prompts` its virtual tokens (n, D)."""
 
@@ -149,6 +190,7 @@ class Forward:
         self.head = _head_of(model) if family != "seq2seq" else model
         self.fused = model.device.type == "cuda"  # one kernel for the whole row (`flex.py`), or one call a segment
         self.mean_pooling = model.config.to_dict().get("classifier_pooling") == "mean"
+        self.asked = AskedRows(model)
         self.numbered = "position_ids" in inspect.signature(model.base_model.forward).parameters  # else: relative
 
     def nll(

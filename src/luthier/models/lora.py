@@ -37,14 +37,17 @@ class Turn:
     """Which rows of the batch in flight belong to which slot: (slot, start, stop) out of `units`.
 
     A unit is one token of a flat batch or one sequence of a padded one; a layer that sees k rows a unit scales the
-    ranges by k. While training, `steps` says how far each slot is and `keys` names the rows, by how many there are:
+    ranges by k. A layer that sees exactly the rows somebody asks for (`asked_units` of them) finds their slots in
+    `asked_ranges`. While training, `steps` says how far each slot is and `keys` names the rows, by how many there are:
     both decide dropout. `product` says with what frozen weights are multiplied (`PRODUCTS`).
     """
 
     ranges: tuple[tuple[int, int, int], ...] = ()
     units: int = 1
+    asked_ranges: tuple[tuple[int, int, int], ...] = ()
+    asked_units: int = 0
     steps: Mapping[int, int] | None = None
-    keys: Mapping[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, Tensor] = field(default_factory=dict)
     product: str = "torch"
 
 
@@ -113,14 +116,17 @@ class LoraLinear(nn.Module):
     def _parts(self, rows: Tensor) -> tuple[list[tuple[int, int, float, Tensor | None]], list[Tensor]]:
         """(start, stop, scale, dropout mask) and A, B of every slot with rows here."""
         turn, parts, tensors = self.turn, [], []
-        scale_up, rest = divmod(len(rows), turn.units)
-        alone = len(turn.ranges) == 1 and turn.ranges[0][1:] == (0, turn.units)  # then all rows a layer may see are its
+        ranges, units = turn.ranges, turn.units
+        if len(rows) == turn.asked_units:
+            ranges, units = turn.asked_ranges, turn.asked_units
+        scale_up, rest = divmod(len(rows), units)
+        alone = len(ranges) == 1 and ranges[0][1:] == (0, units)  # then all rows a layer may see are its
         unknown = rest or (turn.steps is not None and len(rows) not in turn.keys)
-        if turn.ranges and not alone and unknown:
+        if ranges and not alone and unknown:
             raise ValueError(
-                f"layer {self.name} sees {len(rows)} rows for {turn.units} units: whose they are is not known"
+                f"layer {self.name} sees {len(rows)} rows for {units} units: whose they are is not known"
             )
-        for slot, start, stop in turn.ranges:
+        for slot, start, stop in ranges:
             adapter = self.adapters.get(slot)
             if adapter is None:
                 continue

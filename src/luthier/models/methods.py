@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -132,6 +133,7 @@ class Tuned:
         """The model ready for `generate` and cached forwards: every row belongs to `slot`, or to the bare base."""
         self.turn.ranges = () if slot is None else ((slot, 0, 1),)
         self.turn.units, self.turn.steps = 1, None
+        self._ask(None)
         self.base.model.eval()
         self.base.model.config._attn_implementation = self._attention
         yield self.base.model
@@ -189,6 +191,7 @@ class Tuned:
         """
         self.turn.ranges, self.turn.steps = batch.ranges, steps
         self.turn.keys = _row_keys(batch, self.base.device) if steps is not None else {}
+        self._ask(batch.sources_S if isinstance(batch, FlatBatch) else None)
         self._set_mode(steps is not None)
         if isinstance(batch, FlatBatch):
             self.turn.units = len(batch.tokens_T)
@@ -196,6 +199,22 @@ class Tuned:
         else:
             self.turn.units = len(batch.source_BL)
             self.base.model.config._attn_implementation = self._attention
+
+    def _ask(self, sources_S: np.ndarray | None) -> None:
+        """Which rows of a flat batch will be read, for the last layer and its adapters; None: all of them."""
+        turn, asked = self.turn, self._forward.asked
+        turn.asked_units, asked.rows_U = 0, None
+        if sources_S is None or self.base.family != "causal":
+            return
+        rows_U = np.unique(sources_S)
+        asked.rows_U = torch.from_numpy(rows_U).to(self.base.device)
+        turn.asked_units = len(rows_U)
+        turn.asked_ranges = tuple(
+            (slot, *np.searchsorted(rows_U, (start, stop)).tolist()) for slot, start, stop in turn.ranges
+        )
+        if turn.keys:
+            (keys_T,) = turn.keys.values()
+            turn.keys[len(rows_U)] = keys_T[asked.rows_U]
 
 
 def attach(base: Base, methods: Sequence[Method], seeds: Sequence[int]) -> Tuned:
