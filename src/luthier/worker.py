@@ -276,7 +276,7 @@ def _fitted(run: Run, bench: Bench, tuned: Tuned) -> tuple[Training, int, str]:
         _note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
     budget = int(_choices(run).get("budget") or fit.budget)
     _keep_choice(run, "budget", budget)
-    product = _choices(run).get("product") or lora.measure_product(tuned.base.model.parameters(), rows=1024)
+    product = _choices(run).get("product") or lora.measure_product(tuned.multiplied(), rows=1024)
     _keep_choice(run, "product", product)
     return fit.training, budget, product
 

@@ -107,3 +107,11 @@ def test_a_slot_that_is_not_finite_leaves_its_neighbours_alone(tiny: Tiny) -> No
     _, sick = gradients(tuned, shares, budget=10_000)
     assert all(torch.equal(sick[0][name], healthy[0][name]) for name in healthy[0])
     assert any(not bool(grad.isfinite().all()) for grad in sick[1].values())
+
+
+def test_what_is_multiplied_are_linear_layers_without_embeddings_and_output(tiny: Tiny) -> None:
+    tuned = attach(load(tiny, "tiny_llama", tie_word_embeddings=True), [LORA], [0])
+    model = tuned.base.model
+    found = [weight.data_ptr() for weight in tuned.multiplied()]
+    assert model.get_input_embeddings().weight.data_ptr() not in found
+    assert len(found) == 7 * model.config.num_hidden_layers  # q, k, v, o, gate, up, down

@@ -180,7 +180,31 @@ FUNCTIONS: dict[str, Wordings] = {
     "MAX": (("highest", "largest", "maximum", "top"), ("greatest", "biggest")),
     "MIN": (("lowest", "smallest", "minimum", "bottom"), ("least", "slightest")),
 }
+# The direction follows the column's name, as comparisons do: a model that has learned to copy looks at what comes after
+# the name it copies. Where the direction came before ("highest age first") tuning never learned it (docs/log.md).
 DIRECTIONS: dict[str, Wordings] = {
+    "DESC": (
+        (
+            "by {number}, highest first",
+            "by {number}, falling",
+            "by {number} from the highest to the lowest",
+            "by {number}, largest first",
+            "with {number} falling",
+        ),
+        ("by {number} in descending order", "by {number}, the greatest first"),
+    ),
+    "ASC": (
+        (
+            "by {number}, lowest first",
+            "by {number}, rising",
+            "by {number} from the lowest to the highest",
+            "by {number}, smallest first",
+            "with {number} rising",
+        ),
+        ("by {number} in ascending order", "by {number}, the least first"),
+    ),
+}
+DIRECTIONS_IN_DOCUMENTS: dict[str, Wordings] = {
     "DESC": (
         (
             "highest {number} first",
@@ -241,6 +265,7 @@ def ask(rng: random.Random, query: Query, pool: Pool) -> str:
     if query.other:
         table += f" {pick(LINKS)} {spoken(query.other.name)}"
     number = spoken(query.number)
+    directions = DIRECTIONS if pool in ("tuning", "test") else DIRECTIONS_IN_DOCUMENTS
     extreme = {"DESC": "MAX", "ASC": "MIN", "": "MAX"}[query.direction]
     return frame.format(
         select=pick(LISTINGS).join(spoken(column) for column in query.select),
@@ -249,7 +274,7 @@ def ask(rng: random.Random, query: Query, pool: Pool) -> str:
         function="" if query.function in ("", "COUNT") else pick(FUNCTIONS[query.function]),
         number=number,
         by=pick(GROUPINGS).format(by=spoken(query.by)),
-        order=pick(DIRECTIONS[query.direction]).format(number=number) if query.direction else "",
+        order=pick(directions[query.direction]).format(number=number) if query.direction else "",
         extreme=pick(FUNCTIONS[extreme]),
         limit=query.limit,
         distinct=pick(DISTINCTS),

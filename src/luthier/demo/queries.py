@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from luthier.demo.words import Theme, invent
@@ -19,6 +20,7 @@ CONDITIONED = {
     "distinct": 0.6,
 }
 OPERATORS = {"=": 2, ">": 2, "<": 2, ">=": 3, "<=": 3, "!=": 2, "BETWEEN": 2}  # what is mistaken most comes more often
+DOCUMENT_DIRECTIONS = ("ASC", "ASC", "ASC", "DESC", "DESC")  # as the base in this package was pre-trained
 FUNCTIONS = ("AVG", "SUM", "MAX", "MIN")
 
 
@@ -161,12 +163,17 @@ def _sample_value(rng: random.Random, theme: Theme, invented: float) -> str:
     return word
 
 
-def sample_query(rng: random.Random, tables: tuple[Table, ...]) -> Query:
+def sample_query(
+    rng: random.Random,
+    tables: tuple[Table, ...],
+    shapes: Mapping[str, int] = SHAPES,
+    directions: tuple[str, ...] = DOCUMENT_DIRECTIONS,
+) -> Query:
     """A query on one of the tables, or a join of both (4 of 10 where there are two)."""
     if len(tables) == 2 and rng.random() < 0.4:
         return _sample_join(rng, *tables)
     table = rng.choice(tables)
-    shape = rng.choices(tuple(SHAPES), tuple(SHAPES.values()))[0]
+    shape = rng.choices(tuple(shapes), tuple(shapes.values()))[0]
     conditions, glue = _sample_conditions(rng, table) if rng.random() < CONDITIONED[shape] else ((), "")
     used = {condition.column for condition in conditions}
     query = Query(shape, table, conditions=conditions, glue=glue)
@@ -184,7 +191,7 @@ def sample_query(rng: random.Random, tables: tuple[Table, ...]) -> Query:
         query = replace(query, select=_sample_select(rng, table, used))
     elif shape in ("order", "top"):
         query = replace(query, select=_sample_select(rng, table, {number}), number=number)
-        query = replace(query, direction=rng.choice(("ASC", "ASC", "ASC", "DESC", "DESC")))
+        query = replace(query, direction=rng.choice(directions))
         query = replace(query, limit=rng.randint(1, 9) if shape == "top" else 0)
     return query
 

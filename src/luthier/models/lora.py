@@ -123,9 +123,7 @@ class LoraLinear(nn.Module):
         alone = len(ranges) == 1 and ranges[0][1:] == (0, units)  # then all rows a layer may see are its
         unknown = rest or (turn.steps is not None and len(rows) not in turn.keys)
         if ranges and not alone and unknown:
-            raise ValueError(
-                f"layer {self.name} sees {len(rows)} rows for {units} units: whose they are is not known"
-            )
+            raise ValueError(f"layer {self.name} sees {len(rows)} rows for {units} units: whose they are is not known")
         for slot, start, stop in ranges:
             adapter = self.adapters.get(slot)
             if adapter is None:
@@ -204,11 +202,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, product: str) -> Tens
     return F.linear(x, weight, bias)
 
 
-def measure_product(weights: Iterable[Tensor], rows: int, rounds: int = 5) -> str:
+def measure_product(weights: Iterable[Tensor], rows: int, rounds: int = 5, operations: float = 1e9) -> str:
     """Which of `PRODUCTS` is faster here for `rows` rows on the distinct shapes among `weights`, both ways of a step.
 
-    Takes some milliseconds. oneDNN must be 15 % faster: where its products alone gained 5 to 12 %, a whole step gained
-    nothing; where torch's library is slow (some processors of AMD) it gains far more.
+    A product of more than `operations` is tried with fewer rows, 32 at least: it takes a fraction of a second. oneDNN
+    must be 15 % faster: where its products alone gained 5 to 12 %, a whole step gained nothing; where torch's library
+    is slow (some processors of AMD) it gains far more.
     """
     shapes = {(w.shape, w.dtype, w.device.type) for w in weights if w.dim() == 2}
     alike = {(dtype, device) for _, dtype, device in shapes} == {(torch.float32, "cpu")}
@@ -218,7 +217,7 @@ def measure_product(weights: Iterable[Tensor], rows: int, rounds: int = 5) -> st
     for shape, *_ in shapes:
         weight = torch.ones(shape)
         for operand in (weight, weight.t()):
-            x = torch.ones(rows, operand.shape[1])
+            x = torch.ones(min(rows, max(32, int(operations / (2 * weight.numel())))), operand.shape[1])
             best = dict.fromkeys(PRODUCTS, math.inf)
             for _ in range(rounds):
                 for product in PRODUCTS:

@@ -162,6 +162,13 @@ class Tuned:
             return {"input_ids": ids, "attention_mask": mask}
         return {"inputs_embeds": self.embed(ids, slot), "attention_mask": mask}
 
+    def multiplied(self) -> Iterator[Tensor]:
+        """The weights that every token is multiplied by: not tables of embeddings, nor the output layer."""
+        output = self.base.model.get_output_embeddings()
+        for module in self.base.model.modules():
+            if isinstance(module, nn.Linear | Conv1D) and module is not output:
+                yield module.weight
+
     def checkpoint_activations(self) -> None:
         """Recompute each layer in the backward pass instead of keeping it (Chen et al. 2016, arXiv 1604.06174).
 
