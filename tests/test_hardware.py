@@ -80,6 +80,8 @@ def test_work_is_counted_on_the_cores_of_this_process_alone(tmp_path: Path, monk
     (tmp_path / "stat").write_text("\n".join(lines) + "\nintr 77\n")
     assert hardware.busy_seconds(tmp_path) * os.sysconf("SC_CLK_TCK") == 127
     assert hardware.busy_seconds(tmp_path / "absent") == 0
+    monkeypatch.setattr(hardware.metadata, "version", lambda name: "2.13.0+cpu")
+    assert hardware.graphics_cards({}, tmp_path) == 0
 
 
 def test_a_wish_for_threads_wins_and_otherwise_at_least_one_is_found(monkeypatch: pytest.MonkeyPatch):
@@ -103,7 +105,8 @@ def test_a_gpu():
     assert found.count >= 1 and found.memory_bytes > 2**30 and found.dtype in ("bfloat16", "float32")
 
 
-def test_graphics_cards_are_those_this_process_may_use(tmp_path: Path) -> None:
+def test_graphics_cards_are_those_this_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware.metadata, "version", lambda name: "2.13.0")
     for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     assert hardware.graphics_cards({}, tmp_path) == 3

@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -58,8 +59,11 @@ def machine(device: str | None = None) -> Machine:
 
 
 def graphics_cards(environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
-    """How many NVIDIA cards a process of that environment may use, found without torch; 0 where the CPU is wished."""
-    if environment.get("LUTHIER_DEVICE", "cuda") != "cuda":
+    """How many NVIDIA cards a process of that environment may use, found without importing torch.
+
+    None where the CPU is wished, or torch was built for nothing else.
+    """
+    if environment.get("LUTHIER_DEVICE", "cuda") != "cuda" or metadata.version("torch").endswith("+cpu"):
         return 0
     there = len(list(devices.glob("nvidia[0-9]*")))
     visible = environment.get("CUDA_VISIBLE_DEVICES")
