@@ -160,7 +160,8 @@ def conversion(made: Conversion) -> None:
         if lines:
             say(f"\n{head}:")
         for line in lines:
-            told = f"{line.path}: {value(line.value)}" if line.path else ""
+            shown = json.dumps(line.value, ensure_ascii=False) if "\n" in str(line.value) else value(line.value)
+            told = f"{line.path}: {shown}" if line.path else ""
             parts = (line.key, f"({line.where})" if line.where else "", f"→ {told}" if line.key and told else told)
             said = " ".join(part for part in parts if part)
             say(f"  {said}{': ' if said and line.words else ''}{line.words}")

@@ -129,12 +129,10 @@ def _named_type(kind: str, first: Foreign, keys: dict[str, str]) -> tuple[list[L
     if base in ("chat_template", "sharegpt"):
         return _chat(base, first, keys)
     if base == "completion":
-        column = first.text("field", "text")
         found = [carried(key, "data.format", "text")]
-        return found + [carried(keys["field"], "data.columns", {"text": column})] * first.has("field"), {
-            "type",
-            "field",
-        }
+        if first.has("field"):
+            found.append(carried(keys["field"], "data.columns", {"text": first.text("field")}))
+        return found, {"type", "field"}
     if base == "input_output":
         return [carried(key, "data.format", "segments")], {"type"}
     if base.startswith("alpaca"):

@@ -20,6 +20,7 @@ from luthier.errors import SpecError
 from luthier.spec import text
 
 TOOLS = (axolotl.TOOL, llama_factory.TOOL, trl.TOOL, watsonx.TOOL)
+_IDLE = "it says nothing more beside the other keys"
 _PLACES = ("model.name", "data.train", "data.validation", "data.test", "model.chat_template")
 
 
@@ -107,7 +108,11 @@ def _lines(tool: Tool, f: Foreign) -> list[Line]:
     taken = {line.path for line in found}
     found += [default(path, value) for path, value in tool.defaults.items() if path not in taken]
     read = {*tool.same, *tool.opened, *(key for keys in tool.together for key in keys)}
-    found += [lost(key, _why(tool, key, read)) for key in f.values if key not in read and not is_off(f.values[key])]
+    told = {_top(part) for line in found for part in line.key.split(" × ")}
+    silent = [
+        key for key, value in f.values.items() if key not in told and key not in tool.opened and not is_off(value)
+    ]
+    found += [lost(key, _IDLE if key in read else _why(tool, key, read)) for key in silent]
     order = {key: i for i, key in enumerate(f.values)}
     return sorted(found, key=lambda line: order.get(_top(line.key), len(order)))
 
@@ -127,7 +132,7 @@ def _why(tool: Tool, key: str, read: Iterable[str]) -> str:
 
 def _top(key: str) -> str:
     """The key at the top of the file that a line's first key belongs to."""
-    return key.split(" × ")[0].partition(".")[0]
+    return key.split(" × ")[0].partition(".")[0]  # of `datasets.0.path` it is `datasets`
 
 
 def _place(key: str, places: Mapping[str, str]) -> str:

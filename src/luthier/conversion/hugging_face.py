@@ -119,8 +119,11 @@ def length_of_run(epochs: str, default_epochs: int, f: Foreign) -> list[Line]:
         found.append(changed(epochs, words, "training.num_epochs", whole))
     else:
         found.append(written(f, epochs, "training.num_epochs", whole))
-    if f.count("max_steps", 0) > 0:
-        found.append(carried("max_steps", "training.max_steps", f.count("max_steps")))
+    if f.has("max_steps"):
+        limited = f.count("max_steps") > 0
+        found.append(
+            carried("max_steps", "training.max_steps", f.count("max_steps")) if limited else as_here("max_steps")
+        )
     return found
 
 
@@ -226,4 +229,4 @@ def attention(key: str, f: Foreign) -> list[Line]:
     name = f.word(key, "auto")
     if name in ("sdpa", "eager"):
         return [carried(key, "model.attention", name)]
-    return [lost(key, SPEED)] if f.has(key) and name not in ("auto", "disabled") else []
+    return ([as_here(key)] if name == "auto" else [lost(key, SPEED)]) if f.has(key) else []

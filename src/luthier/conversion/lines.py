@@ -192,5 +192,5 @@ def is_off(value: Any) -> bool:
     return not value or (isinstance(value, str) and value.lower() in (*_NO, "none", "false"))
 
 
-VERDICT = "{tool} keeps no rows for a verdict: a tenth is kept here; 0 trains on all of them, without a verdict"
+VERDICT = "{tool} keeps no rows for a verdict: a tenth of them is kept here (0 keeps none)"
 BEST = "luthier keeps the weights of the best evaluation, {tool} those of the last step"

@@ -34,6 +34,7 @@ def _method(f: Foreign) -> list[Line]:
         name for name in ("use_peft", "peft_type", "peft_config", "lora_config", "r", "target_modules") if f.has(name)
     )
     found = [carried(key, "method.type", "qlora" if bits else "lora")]
+    found += [as_here("peft_type")] if f.has("peft_type") and key != "peft_type" else []
     if bits:
         found.append(carried("load_in_4bit" if bits == 4 else "load_in_8bit", "method.bits", bits))
         double = "use_bnb_nested_quant"

@@ -7,10 +7,9 @@ what a request leaves open is left open, but for what the service adds whatever 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from luthier.conversion import hugging_face as hf
-from luthier.conversion.lines import Foreign, Line, Tool, as_here, carried, changed, default, lost, names
+from luthier.conversion.lines import VERDICT, Foreign, Line, Tool, as_here, carried, changed, default, lost, names
 
 NAME = "watsonx"
 _HUB = {
@@ -89,6 +88,18 @@ def _soft(f: Foreign) -> list[Line]:
     return found
 
 
+def _batch(f: Foreign) -> list[Line]:
+    """`batch_size` is a device's share: the devices that `gpu` names become steps of accumulation."""
+    steps, devices = f.count("accumulate_steps"), f.inner("gpu").count("num", 1)
+    if devices < 2:
+        gpu = [lost("gpu", hf.PLACE)] if f.has("gpu") else []
+        return gpu + ([carried("accumulate_steps", "training.accumulate_steps", steps)] if steps else [])
+    steps = steps or 1
+    words = f"batch_size counts on each of the {devices} devices there: {steps} × {devices} = the same rows a step"
+    keys = "accumulate_steps × gpu.num" if f.has("accumulate_steps") else "gpu.num"
+    return [changed(keys, words, "training.accumulate_steps", steps * devices)]
+
+
 def _task(f: Foreign) -> list[Line]:
     task = f.text("task_id")
     if task is None:
@@ -148,8 +159,7 @@ def _rows(f: Foreign) -> list[Line]:
             words = "no file is named: write where the rows are"
             found.append(changed(key if f.has(key) else "", words, path, ROWS))
         else:
-            words = "luthier keeps a tenth of the rows for its verdict; 0 trains on all of them, without a verdict"
-            found.append(changed("", words, path, 0.1))
+            found.append(changed("", VERDICT.format(tool="the service"), path, 0.1))
         found += [lost(f"{key}.{i}", f"`{path}` has one source") for i in range(1, len(f.values.get(key) or ()))]
     found.append(default("data.validation", 0.0, "the service validates on nothing"))
     return found
@@ -186,10 +196,6 @@ def _refuse(f: Foreign) -> tuple[str, str] | None:
     return None
 
 
-def same_count(path: str) -> tuple[str, Any]:
-    return path, Foreign.count
-
-
 TOOL = Tool(
     name=NAME,
     signs=names(
@@ -197,14 +203,14 @@ TOOL = Tool(
         "auto_update_model max_input_tokens max_output_tokens results_reference init_text init_method"
     ),
     same={
-        "num_epochs": same_count("training.num_epochs"),
-        "batch_size": same_count("training.batch_size"),
-        "accumulate_steps": same_count("training.accumulate_steps"),
+        "num_epochs": ("training.num_epochs", Foreign.count),
+        "batch_size": ("training.batch_size", Foreign.count),
         "learning_rate": ("training.learning_rate", Foreign.number),
         "gradient_checkpointing": ("training.gradient_checkpointing", Foreign.flag),
     },
     together={
         ("base_model",): _model,
+        ("accumulate_steps", "gpu"): _batch,
         ("tuning_type", "peft_parameters", "init_method", "init_text"): _method,
         ("task_id",): _task,
         ("max_seq_length", "max_input_tokens", "max_output_tokens"): _length,
@@ -219,7 +225,6 @@ TOOL = Tool(
         "space_id": _SERVICE,
         "results_reference": "runs lie in luthier's home (`--home`)",
         "auto_update_model": hf.PUBLISHED,
-        "gpu": hf.PLACE,
         "type": _SERVICE,
     },
     defaults={"data.clean": []},
