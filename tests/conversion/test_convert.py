@@ -244,6 +244,14 @@ def test_settings_of_axolotl(tmp_path: Path, setting: str, path: str, value: Any
     assert _values(_converted(tmp_path, head + setting)).get(path) == value
 
 
+def test_json_s_halves_of_a_character_are_joined(tmp_path: Path) -> None:
+    head = '{"base_model": "m", "tuning_type": "prompt_tuning", "init_method": "text", "init_text": "%s"}'
+    made = _converted(tmp_path, head % "smile \\ud83d\\ude00", "request.json")
+    assert _values(made)["method.init_text"] == "smile \U0001f600" and made.text.encode()
+    with pytest.raises(SpecError, match="half of a surrogate pair"):
+        _converted(tmp_path, head % "\\ud83d", "request.json")
+
+
 @pytest.mark.parametrize(
     ("kind", "format_name"),
     [

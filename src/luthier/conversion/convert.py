@@ -46,7 +46,7 @@ def convert(path: str | Path, out: str | Path = "experiment.yaml") -> Conversion
     """
     path = Path(path)
     written = text.read(text.read_text(path), str(path))
-    values = {key: value for key, value in written.values.items() if value is not None}
+    values = {key: _whole(value, str(path)) for key, value in written.values.items() if value is not None}
     places = {".".join(keys): place for keys, place in written.places.items() if keys}
     tool = _tool(values, places, str(path))
     nulls = frozenset(written.values.keys() - values.keys())
@@ -58,6 +58,20 @@ def convert(path: str | Path, out: str | Path = "experiment.yaml") -> Conversion
     found = [_found(line, Path(out).parent) for line in _lines(tool, foreign)]
     found = [dataclasses.replace(line, where=_place(line.key, foreign.places)) for line in found]
     return Conversion(tool.name, _text(tool, found, str(path)), tuple(found))
+
+
+def _whole(value: Any, name: str) -> Any:
+    """`value` with the halves joined that JSON writes of a character beyond 16 bits, and YAML leaves apart."""
+    if isinstance(value, Mapping):
+        return {key: _whole(inner, name) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner, name) for inner in value]
+    if not isinstance(value, str) or value.isascii():
+        return value
+    try:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise SpecError("half of a surrogate pair (\\ud800–\\udfff) is not a character", name) from None
 
 
 def _tool(values: Mapping[str, Any], places: Mapping[str, str], name: str) -> Tool:

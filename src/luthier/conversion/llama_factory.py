@@ -80,7 +80,7 @@ def _named(key: str, path: str, f: Foreign) -> list[Line]:
     folder = f.text("dataset_dir", "data")
     if folder.startswith("REMOTE:"):
         raise f.wrong("dataset_dir", f"a folder; luthier reads no {FILE} of the Hub")
-    name = f"{sets[0]}:train" if folder == "ONLINE" else f"{folder.rstrip('/')}/{FILE}:{sets[0]}"
+    name = f"hf://{sets[0]}:train" if folder == "ONLINE" else f"{folder.rstrip('/')}/{FILE}:{sets[0]}"
     words = f"`{path}` has one source: join the rows to one file, in one format ({{}})"
     return [carried(key, path, name)] + [lost(key, words.format(other)) for other in sets[1:]]
 
