@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from luthier import workbench
 from luthier.data import encode, formats
 from luthier.data.encode import Rules
 from luthier.data.examples import Example
@@ -57,6 +58,12 @@ def test_segments_travel_through_the_dataset_folder(tmp_path: Path) -> None:
     assert (dataset.format, dataset.task) == ("segments", "generation")
     written = dataset.examples("train")[0]
     assert written.kind == "segments" and [m.role for m in written.messages] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_a_prompt_can_be_asked_of_a_run_of_every_format(name: str) -> None:
+    example = formats.to_example(workbench._row("item 3?", name), name, Data(train="f"), "prompt", 1, answered=False)
+    assert "item 3?" in (example.text or example.messages[-1].content)
 
 
 @pytest.mark.parametrize("family", ["seq2seq", "encoder"])
