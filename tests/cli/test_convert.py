@@ -80,5 +80,6 @@ def test_mistakes_are_told_without_a_traceback(luthier: Luthier, tmp_path: Path)
     (tmp_path / "two.yml").write_text("micro_batch_size: 1\nuse_peft: true\n")
     both = luthier("convert", "two.yml")
     assert both.code == 2 and "two.yml:1" in both.err and not (tmp_path / "experiment.yaml").exists()
-    nowhere = luthier("convert", "two.yml", "--out", "no/such/folder.yaml")
-    assert nowhere.code == 2 and "Traceback" not in nowhere.err
+    shutil.copy(FILES / "trl-lora.yaml", tmp_path)
+    nowhere = luthier("convert", "trl-lora.yaml", "--out", "no/such/folder.yaml")
+    assert nowhere.code == 2 and "the folder no/such does not exist" in nowhere.err

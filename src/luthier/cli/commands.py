@@ -107,10 +107,8 @@ def convert(
     """Turn another tool's configuration into an experiment file, and tell what could not be carried over."""
     from luthier import conversion
 
-    if out.exists():
-        raise SpecError(f"{out} exists", hint="give another name: `--out FILE`")
     made = conversion.convert(file, out)
-    out.write_text(made.text, encoding="utf-8")
+    conversion.write(made, out)
     if as_json:
         told = {kind: [asdict(line) for line in made.of(kind)] for kind in conversion.KINDS}
         screen.as_json({"tool": made.tool, "experiment": str(out), **told})

@@ -5,7 +5,7 @@ share; `convert.py` recognises the tool and writes the experiment. To add a tool
 in `convert.TOOLS`.
 """
 
-from luthier.conversion.convert import TOOLS, Conversion, convert
+from luthier.conversion.convert import TOOLS, Conversion, convert, write
 from luthier.conversion.lines import KINDS, Line, Tool
 
-__all__ = ["KINDS", "TOOLS", "Conversion", "Line", "Tool", "convert"]
+__all__ = ["KINDS", "TOOLS", "Conversion", "Line", "Tool", "convert", "write"]

@@ -70,7 +70,10 @@ def _data(f: Foreign) -> list[Line]:
     if other is None:
         tests = [rows.validation("val_set_size", NAME, f)]
     else:
-        tests += [as_here(f"test_datasets.0.{key}") for key in other.values if key not in _PLACED]
+        words = "the rows of validation are read as those of training are"
+        for key in [key for key in other.values if key not in _PLACED]:
+            alike = first is not None and other.values[key] == first.values.get(key)
+            tests.append((as_here if alike else partial(lost, words=words))(f"test_datasets.0.{key}"))
         tests += [lost("val_set_size", "`test_datasets` are there")] if f.number("val_set_size", 0.0) else []
     everything = f.has("train_on_inputs") and f.flag("train_on_inputs")
     train_on = [carried("train_on_inputs", "data.train_on", "all")] if everything else []

@@ -16,7 +16,7 @@ from typing import Any
 from luthier import spec
 from luthier.conversion import axolotl, llama_factory, trl, watsonx
 from luthier.conversion.lines import Foreign, Line, Tool, carried, default, is_off, lost
-from luthier.errors import SpecError
+from luthier.errors import NotFound, SpecError, near_path
 from luthier.spec import text
 
 TOOLS = (axolotl.TOOL, llama_factory.TOOL, trl.TOOL, watsonx.TOOL)
@@ -57,7 +57,20 @@ def convert(path: str | Path, out: str | Path = "experiment.yaml") -> Conversion
         raise SpecError(f"`{key}` of {tool.name}: {words}" if key else f"{tool.name}: {words}", where)
     found = [_found(line, Path(out).parent) for line in _lines(tool, foreign)]
     found = [dataclasses.replace(line, where=_place(line.key, foreign.places)) for line in found]
+    for part, what in (("model.name", "base"), ("data.train", "rows")):
+        if not any(line.path == part for line in found):
+            raise SpecError(f"this configuration of {tool.name} names no {what} (`{part}`)", str(path))
     return Conversion(tool.name, _text(tool, found, str(path)), tuple(found))
+
+
+def write(made: Conversion, out: str | Path) -> None:
+    """The experiment file. Raises SpecError where there is a file already, NotFound where there is no such folder."""
+    out = Path(out)
+    if out.exists():
+        raise SpecError(f"{out} exists", hint="give another name: `--out FILE`")
+    if not out.parent.is_dir():
+        raise NotFound(f"the folder {out.parent} does not exist", hint=near_path(out.parent))
+    out.write_text(made.text, encoding="utf-8")
 
 
 def _whole(value: Any, name: str) -> Any:

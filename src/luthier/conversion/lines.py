@@ -6,6 +6,7 @@ of one tool, as tables). Does not live here: any tool (`axolotl.py`, …), the e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -58,9 +59,12 @@ class Foreign:
         if value is None:
             return default
         try:
-            return float(str(value).replace("_", "")) if not isinstance(value, bool | int) else float(int(value))
-        except ValueError:
+            number = float(value.replace("_", "") if isinstance(value, str) else value)
+        except (ValueError, TypeError, OverflowError):
             raise self.wrong(key, "a number") from None
+        if isinstance(value, bool) or not math.isfinite(number):
+            raise self.wrong(key, "a number")
+        return number
 
     def count(self, key: str, default: Any = None) -> Any:
         number = self.number(key)
