@@ -111,6 +111,8 @@ def test_sharegpt_tags_mean_what_the_entry_says(folder: Path) -> None:
         ({"file_name": "/etc/passwd"}, "lies outside the folder"),
         ({"file_name": "sums.jsn"}, "no such data file"),
         ({"file_name": None}, "names no rows"),
+        ({"file_name": "a\0b"}, "is no path"),
+        ({"file_name": "x" * 5000}, "is no path"),
         ({"formatting": "chatml"}, "no formatting"),
         ({"formatting": "sharegpt", "columns": {"system": "s"}}, "names no `messages`"),
         ({"columns": {"response": "a"}}, "names no `prompt`"),

@@ -133,10 +133,14 @@ def _source(entry: Mapping[str, Any], index: Path, where: str) -> str:
     if not (isinstance(file, str) and file):
         raise DataError("it names no rows (file_name, hf_hub_url)", where)
     path = index.parent / file
-    if not path.resolve().is_relative_to(index.parent.resolve()):
+    try:
+        below, there = path.resolve().is_relative_to(index.parent.resolve()), path.exists()
+    except (OSError, ValueError):  # too long, a null byte
+        raise DataError("`file_name` is no path", where) from None
+    if not below:
         hint = f"move it beside {FILE}, or name it directly: data.train: {file}"
         raise DataError(f"`{file}` lies outside the folder of {FILE}", where, hint)
-    if not path.exists():
+    if not there:
         near = did_you_mean(path.name, [each.name for each in path.parent.glob("*")]) if path.parent.is_dir() else None
         raise NotFound(f"no such data file: {path}", where, near)
     return f"{path}:{split}" if path.is_dir() else str(path)
