@@ -384,6 +384,8 @@ def _row(prompt: str, format_name: str) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": prompt}]}
     if format_name == "sharegpt":
         return {"conversations": [{"from": "human", "value": prompt}]}
+    if format_name == "segments":
+        return {"segments": [{"label": False, "text": prompt}]}
     return {_QUESTION.get(format_name, "input"): prompt}
 
 

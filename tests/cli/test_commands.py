@@ -22,6 +22,7 @@ from tests.cli.conftest import Luthier
 OWN_FLAGS = {
     "demo": {"--json"},
     "init": {"--out", "--set"},
+    "convert": {"--out", "--json"},
     "doctor": {"--json"},
     "schema": set(),
     "prepare": {"--json"},

@@ -28,6 +28,7 @@ SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
 RECOGNISED = {
     "messages": "id messages tools label prompt",
     "sharegpt": "conversations system",
+    "segments": "segments id",
     "prompt_completion": "prompt completion label",
     "alpaca": "instruction input output history",
     "input_output": "id input label output context_id slots",
@@ -63,7 +64,9 @@ def test_what_is_not_trained_on_is_named() -> None:
     for columns, words in (
         ("prompt chosen rejected", "preference"),
         ("input_ids labels", "already tokenised"),
-        ("segments", "segments"),
+        ("input preferred_output non_preferred_output", "preference"),
+        ("messages rejected_response", "preference"),
+        ("instruction output kto_tag", "judged"),
     ):
         with pytest.raises(DataError, match=words):
             formats.detect(columns.split(), "f")
@@ -221,6 +224,103 @@ def test_sharegpt_and_its_variants() -> None:
     assert _one({"conversations": CHAT}).id == plain.id
     with pytest.raises(DataError, match="`from` is `alien`"):
         _one({"conversations": [{"from": "alien", "value": "x"}]})
+
+
+def test_openai_s_calls_of_old_and_now_are_the_same_content() -> None:
+    weather = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    asked, said = {"role": "user", "content": "Bonn?"}, {"role": "assistant", "content": "Sunny."}
+    call = {"name": "weather", "arguments": '{"city": "Bonn"}'}
+    old = {
+        "messages": [
+            asked,
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "function", "name": "weather", "content": "sun"},
+            said,
+        ],
+        "functions": [weather],
+    }
+    now = {
+        "messages": [
+            asked,
+            {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]},
+            {"role": "tool", "name": "weather", "content": "sun"},
+            said,
+        ],
+        "tools": [{"type": "function", "function": weather}],
+        "parallel_tool_calls": False,
+    }
+    assert _one(old).id == _one(now).id
+    assert _one(old).messages[1].extra["tool_calls"][0]["function"]["arguments"] == {"city": "Bonn"}
+    assert (_one(old).messages[2].role, _one(old).columns["tools"]) == ("tool", now["tools"])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"parallel_tool_calls": "no"}, "must be true or false"),
+        ({"parallel_tool_calls": False}, "message 2 makes 2 calls at once"),
+        ({"tools": "[1]"}, "`tools` must be a list of objects"),
+        ({"functions": {"name": "f"}}, "`functions` must be a list of objects"),
+        ({"tools": "{"}, "`tools`: not JSON"),
+    ],
+)
+def test_tools_that_cannot_be_meant_are_refused(row: Any, words: str) -> None:
+    calls = [{"function": {"name": "f"}}, {"function": {"name": "g"}}]
+    with pytest.raises(DataError, match=words) as caught:
+        _one({"messages": [CHAT[0], {"role": "assistant", "tool_calls": calls}]} | row)
+    assert caught.value.where == "f:7"
+    two = {"role": "assistant", "tool_calls": calls[:1], "function_call": {"name": "f"}}
+    with pytest.raises(DataError, match="both `tool_calls` and `function_call`"):
+        _one({"messages": [CHAT[0], two]})
+
+
+def test_sharegpt_speakers_have_many_names_and_one_meaning() -> None:
+    call = {"name": "w", "arguments": {"city": "Bonn"}}
+    turns = [("system", "s"), ("human", "q"), ("function_call", json.dumps([call, call])), ("observation", "sun")]
+    ours = [*turns, ("gpt", "sunny")]
+    theirs = [*turns[:1], ("user", "q"), ("tool_call", json.dumps([call, call])), ("tool_response", "sun")]
+    shown = [{"from": who, "value": text, "score": 3, "markdown": None} for who, text in ours]
+    same = [{"role": who, "content": text} for who, text in [*theirs, ("assistant", "sunny")]]
+    example = _one({"conversations": shown, "system": "not this one"})
+    assert example.id == _one({"conversations": same}).id
+    assert [m.role for m in example.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert len(example.messages[2].extra["tool_calls"]) == 2 and example.messages[0].content == "s"
+    tools = json.dumps([{"name": "w", "description": "d", "parameters": {}}])
+    described = _one({"conversations": SHAREGPT, "tools": tools, "system": "be kind"})
+    assert described.columns["tools"][0]["function"]["name"] == "w" and described.messages[0].content == "be kind"
+    for value, words in (("sunny", "not JSON"), ("3", "a call is an object"), ("{}", "needs `function` with a name")):
+        with pytest.raises(DataError, match=words):
+            _one({"conversations": [SHAREGPT[0], {"from": "function_call", "value": value}]})
+
+
+def test_ms_swift_writes_query_response_history() -> None:
+    row = {"query": "q2", "response": "a2", "history": [["q1", "a1"]], "system": "s"}
+    assert [m.content for m in _one(row).messages] == ["s", "q1", "a1", "q2", "a2"]
+    plain = _one({"query": "q", "response": "a", "history": None, "system": ""})
+    assert (plain.kind, [m.content for m in plain.messages]) == ("pair", ["q", "a"])
+    alone = formats.to_example({"query": "q", "history": []}, "alpaca", _data(), "f", 1, answered=False)
+    assert [m.content for m in alone.messages] == ["q"]
+
+
+def test_segments_are_learned_where_their_label_is_true() -> None:
+    parts = [(False, "<s>Q: "), (False, "hi\n"), (True, "hello"), (True, "</s>"), (False, ""), (False, " end")]
+    example = _one({"segments": [{"label": label, "text": text} for label, text in parts]})
+    assert (example.kind, [(m.role, m.content) for m in example.messages]) == (
+        "segments",
+        [("user", "<s>Q: hi\n"), ("assistant", "hello</s>")],
+    )
+    asked = [{"label": False, "text": "Q:"}]
+    assert len(formats.to_example({"segments": asked}, "segments", _data(), "f", 1, answered=False).messages) == 1
+    for segments, words in (
+        ("text", "is text, not a list"),
+        ([], "at least one"),
+        (asked, "no segment has `label: true`"),
+        ([{"label": 1, "text": "a"}], "`label` must be true"),
+        ([{"label": True}], "must be an object with `label` and `text`"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            _one({"segments": segments})
+        assert caught.value.where == "f:7"
 
 
 def test_alpaca_with_and_without_history() -> None:

@@ -99,6 +99,25 @@ def _suggest(here: Studio, data: str) -> None:
     screen.say(f"next: luthier init MODEL {data}")
 
 
+def convert(
+    file: Annotated[Path, typer.Argument(help="A configuration of Axolotl, LLaMA-Factory, TRL or watsonx.")],
+    out: Annotated[Path, typer.Option(help="The experiment file to write.")] = EXPERIMENT,
+    as_json: Json = False,
+) -> None:
+    """Turn another tool's configuration into an experiment file, and tell what could not be carried over."""
+    from luthier import conversion
+
+    made = conversion.convert(file, out)
+    conversion.write(made, out)
+    if as_json:
+        told = {kind: [asdict(line) for line in made.of(kind)] for kind in conversion.KINDS}
+        screen.as_json({"tool": made.tool, "experiment": str(out), **told})
+        return
+    screen.conversion(made)
+    screen.say(f"wrote {out}; next: luthier plan {out}")
+    screen.line(str(out))
+
+
 def doctor(as_json: Json = False) -> None:
     """What this machine can do, which versions are installed, where things are kept."""
     from luthier.cli import checkup

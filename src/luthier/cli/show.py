@@ -25,6 +25,7 @@ from luthier.errors import LuthierError
 from luthier.runs import Plan, Run, Score, read_events
 
 if TYPE_CHECKING:
+    from luthier.conversion import Conversion
     from luthier.evaluation.report import Report
 
 WIDE = 400  # columns of a table that no terminal cuts
@@ -144,6 +145,26 @@ def value(given: Any) -> str:
     if isinstance(given, str | int | float):
         return f"{given:g}" if isinstance(given, float) else str(given)
     return json.dumps(given, ensure_ascii=False, default=_plain)
+
+
+def conversion(made: Conversion) -> None:
+    """What became of another tool's configuration: on standard error, for the data is the file that was written."""
+    say(f"a configuration of {made.tool}: {len(made.of('carried'))} keys mean the same here")
+    heads = {
+        "changed": "changed in meaning, or added by luthier",
+        "default": f"not written there; {made.tool}'s own values, written out",
+        "lost": "not carried over",
+    }
+    for kind, head in heads.items():
+        lines = made.of(kind)
+        if lines:
+            say(f"\n{head}:")
+        for line in lines:
+            shown = json.dumps(line.value, ensure_ascii=False) if "\n" in str(line.value) else value(line.value)
+            told = f"{line.path}: {shown}" if line.path else ""
+            parts = (line.key, f"({line.where})" if line.where else "", f"→ {told}" if line.key and told else told)
+            said = " ".join(part for part in parts if part)
+            say(f"  {said}{': ' if said and line.words else ''}{line.words}")
 
 
 def plan_words(plan: Plan, counts: Mapping[str, int]) -> dict[str, str]:

@@ -224,7 +224,7 @@ def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) ->
         texts = [piece.text for parts in batch for piece in parts]
         found = ((coded.ids, coded.offsets) for coded in _coded(texts, tokenizer))
         for parts in batch:
-            templated = any(piece.end == "template" for piece in parts)
+            templated = any(piece.end != "append" for piece in parts)
             yield _joined([(piece, *next(found)) for piece in parts], [] if templated else opening, rules)
 
 

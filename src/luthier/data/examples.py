@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["chat", "pair", "text", "label"]
+Kind = Literal["chat", "pair", "text", "label", "segments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class Message:
 class Example:
     """One labelled row, before any model is known.
 
-    kind "chat": `messages` as they came. kind "pair": one user and one assistant message; `columns` holds every
+    kind "chat": `messages` as they came. kind "segments": `messages` are texts to be joined as they stand, trained
+    where the assistant has them. kind "pair": one user and one assistant message; `columns` holds every
     column of the row for the template. kind "text": `text`, all of it trained. kind "label": `text` and `label`.
     `label` is the class name; in a classification every kind has it.
     `exact`: prompt and answer of a pair are concatenated as they came, without template or space.

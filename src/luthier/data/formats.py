@@ -1,8 +1,8 @@
 """What a row means: which of the known formats its columns are, and the Example it becomes.
 
-Lives here: recognising by columns (order of detection: messages, sharegpt, prompt_completion, alpaca, input_output,
-text_label, text) and the checks of each format's cells. Does not live here: reading files (`sources.py`), chats turn
-by turn (`turns.py`).
+Lives here: recognising by columns (order of detection: messages, sharegpt, segments, prompt_completion, alpaca,
+input_output, text_label, text) and the checks of each format's cells. Does not live here: reading files
+(`sources.py`), chats turn by turn (`turns.py`), what tools are called with (`tool_calls.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data import turns
+from luthier.data import tool_calls, turns
 from luthier.data.examples import Example, Message, content_id
 from luthier.data.templates import as_text, fill, placeholders
 from luthier.errors import DataError, did_you_mean
@@ -60,8 +60,10 @@ ANSWERS = ("response", "answer", "output", "target", "targets", "completion")
 _SAID_BESIDE = ("context", "passage", "document", "article", "system", "history", "options", "choices")
 _NOT_OURS = (
     ({"chosen", "rejected"}, "preference pairs (chosen, rejected)"),
+    ({"preferred_output", "non_preferred_output"}, "preference pairs (preferred_output, non_preferred_output)"),
+    ({"rejected_response"}, "preference pairs (rejected_response)"),
+    ({"kto_tag"}, "judged answers (kto_tag)"),
     ({"input_ids"}, "rows that are already tokenised (input_ids)"),
-    ({"segments"}, "template-free segments (segments)"),
 )
 
 
@@ -89,6 +91,8 @@ def detect(columns: Collection[str], where: str, data: Data | None = None) -> st
         raise DataError(f"this file fits two formats: {kinds}", where, f"say which: data.format: {fits[0]}")
     if fits:
         return fits[0]
+    if {"query", "response"} <= names and names & {"history", "system"}:
+        return "alpaca"  # ms-swift calls them query and response
     if wishes.template is not None and names & {"output", "label"}:
         return "input_output" if "output" in names else "text_label"
     if _alias(names, QUESTIONS) and _alias(names, ANSWERS) and not names & set(_SAID_BESIDE):
@@ -174,8 +178,21 @@ def _sharegpt(cells: Cells) -> Example:
     return _chat(cells, messages, without=("conversations", "conversation"))
 
 
+def _segments(cells: Cells) -> Example:
+    """Texts as they stand, trained where their label is true. What comes after the last of those teaches nothing."""
+    told = turns.from_segments(cells.values.get("segments"), cells.where)
+    if cells.answered:
+        if not any(message.role == "assistant" for message in told):
+            raise DataError("no segment has `label: true`: there is nothing to learn", cells.where)
+        told = told if told[-1].role == "assistant" else told[:-1]
+    columns = {name: value for name, value in cells.values.items() if name != "segments"}
+    identity = content_id({"segments": [[message.role, message.content] for message in told]})
+    return Example(identity, "segments", told, columns=columns, file=cells.file, line=cells.line)
+
+
 def _chat(cells: Cells, messages: tuple[Message, ...], without: tuple[str, ...]) -> Example:
-    tools = turns.tools(cells.values.get("tools"), cells.where)
+    tools = tool_calls.tools(cells.values.get("tools"), cells.values.get("functions"), cells.where)
+    tool_calls.require_one_by_one(cells.values.get("parallel_tool_calls"), messages, cells.where)
     if cells.answered:
         turns.require_answer(messages, cells.where)
         while messages[-1].role != "assistant":  # nothing is learned after the last answer
@@ -204,16 +221,18 @@ def _prompt_completion(cells: Cells) -> Example:
 
 
 def _alpaca(cells: Cells) -> Example:
-    instruction = cells.text("instruction")
+    ours = cells.values.get("instruction") is not None or cells.values.get("query") is None
+    asked, told = ("instruction", "output") if ours else ("query", "response")
+    instruction = cells.text(asked)
     given = cells.values.get("input")
     question = f"{instruction}\n{cells.text('input')}" if given is not None and as_text(given).strip() else instruction
-    answer = cells.text("output") if cells.answered else None
+    answer = cells.text(told) if cells.answered else None
     if cells.values.get("system") or cells.values.get("history"):
         messages = turns.from_pairs(cells.values.get("system"), cells.values.get("history"), cells.where)
         messages += (Message("user", question),)
         messages += (Message("assistant", answer),) if answer is not None else ()
-        return _chat(cells, messages, without=("instruction", "input", "output", "system", "history"))
-    return _pair(cells, question, answer)
+        return _chat(cells, messages, without=(asked, "input", told, "system", "history"))
+    return _pair(cells, question, answer, answer=told)
 
 
 def _input_output(cells: Cells) -> Example:
@@ -301,10 +320,11 @@ def _format(read: Callable[[Cells], Example], required: str, others: str = "") -
 
 
 FORMATS: dict[str, Format] = {
-    "messages": _format(_messages, "messages", "tools"),
+    "messages": _format(_messages, "messages", "tools functions parallel_tool_calls"),
     "sharegpt": _format(_sharegpt, "conversations", "system tools"),
+    "segments": _format(_segments, "segments"),
     "prompt_completion": _format(_prompt_completion, "prompt completion"),
-    "alpaca": _format(_alpaca, "instruction output", "input system history"),
+    "alpaca": _format(_alpaca, "instruction output", "input system history query response"),
     "input_output": _format(_input_output, "input output"),
     "text_label": _format(_text_label, "text label"),
     "text": _format(_text, "text"),

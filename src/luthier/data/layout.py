@@ -53,7 +53,7 @@ class Rules:
 class Piece:
     """A text that is tokenised by itself. `spans` are trained; `answer`, if any, begins what is generated.
 
-    `end`: "append" the end token, or "template": the template wrote one, find it.
+    `end`: "append" the end token; "template": the template wrote one, find it; "written": as it stands, no token more.
     """
 
     text: str
@@ -67,6 +67,8 @@ def pieces(example: Example, tokenizer: Any, rules: Rules) -> list[Piece]:
     if example.kind == "text":
         text = example.text or ""
         return [Piece(text, ((0, len(text)),), "append", answer=len(text))]
+    if example.kind == "segments":
+        return _written(example.messages, rules.train_on)
     if example.kind == "chat" and rules.chat:
         return [_templated(example, tokenizer, rules)]
     if example.kind == "chat":
@@ -145,6 +147,21 @@ def _plain_turns(messages: Sequence[Message], train_on: str) -> list[Piece]:
     return found
 
 
+def _written(segments: Sequence[Message], train_on: str) -> list[Piece]:
+    """Texts that are tokenised one by one, so that what is trained is exact to the character, and joined as they are.
+
+    As Axolotl does for `input_output`: no BOS, space or end token is added to what the row says.
+    """
+    wanted = set(range(len(segments))) if train_on == "all" else _wanted(segments, train_on)
+    found = [
+        Piece(segment.content, ((0, len(segment.content)),) if i in wanted else (), "written")
+        for i, segment in enumerate(segments)
+    ]
+    if segments[-1].role != "assistant":
+        return [*found, Piece("", (), "written", answer=0)]
+    return [*found[:-1], dataclasses.replace(found[-1], answer=0)]
+
+
 def _require_plain(example: Example) -> None:
     if any("tool_calls" in message.extra for message in example.messages):
         raise DataError("tool calls need a model with a chat template", example.where, "set model.chat_template")
@@ -154,6 +171,9 @@ def source(example: Example, tokenizer: Any, rules: Rules) -> str:
     """What an encoder-decoder reads: the question, or the chat up to its last answer."""
     if example.kind == "text":
         raise DataError("an encoder-decoder needs questions and answers, not plain text", example.where)
+    if example.kind == "segments":
+        hint = "take a decoder, or rows of input and output"
+        raise DataError("an encoder-decoder needs questions and answers, not segments", example.where, hint)
     if example.kind != "chat":
         return _question(example, rules)
     asked = example.messages[:-1] if _answered(example) else example.messages
@@ -165,7 +185,7 @@ def source(example: Example, tokenizer: Any, rules: Rules) -> str:
 
 def encoder_text(example: Example, rules: Rules) -> str:
     """What an encoder reads."""
-    if example.kind in ("text", "chat"):
-        kind = "a chat" if example.kind == "chat" else "plain text without a class"
+    if example.kind in ("text", "chat", "segments"):
+        kind = {"chat": "a chat", "segments": "a list of segments"}.get(example.kind, "plain text without a class")
         raise DataError(f"an encoder classifies texts; this row is {kind}", example.where)
     return _question(example, rules)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.data import dataset_info
 from luthier.data.strict_json import MAX_DEPTH, decode, whole_characters
 from luthier.data.textfiles import MAX_LINE_BYTES, lines, open_bytes, whole_text
 from luthier.errors import DataError, MissingExtra, NotFound, here, near_path
@@ -34,7 +35,8 @@ def rows(source: Source, encoding: str | None = None) -> Iterator[Row]:
     """Every row of `source`, in order.
 
     `source` is a path (jsonl, json, csv, tsv, parquet, each also as .gz), a folder of such files (`folder[:split]`), a
-    Hub data set as `org/name[/config][@revision][:split]` (`hf://` forces this reading), or an iterable of mappings.
+    Hub data set as `org/name[/config][@revision][:split]` (`hf://` forces this reading), a name in LLaMA-Factory's
+    `dataset_info.json` (`folder/dataset_info.json:name`, `folder:name`), or an iterable of mappings.
     `encoding` reads text files that are not UTF-8. Raises NotFound at once, DataError with file:line on the way.
     """
     if isinstance(source, Mapping):
@@ -44,12 +46,19 @@ def rows(source: Source, encoding: str | None = None) -> Iterator[Row]:
         raise DataError(f"a {type(source).__name__} is no data source", hint=hint)
     if not isinstance(source, str | Path):
         return _iterable_rows(source)
-    path = here(source)
+    entry = dataset_info.described(str(source))
+    if entry is not None:
+        return ((entry.row(row), file, line) for row, file, line in _named_rows(entry.source, encoding))
+    return _named_rows(str(source), encoding)
+
+
+def _named_rows(name: str, encoding: str | None) -> Iterator[Row]:
+    path = here(name)
     if path.is_file():
-        return _file_rows(path, str(source), encoding)
-    if _is_data_set(str(source)):
-        return _data_set_rows(str(source))
-    raise _missing(path, str(source))
+        return _file_rows(path, name, encoding)
+    if _is_data_set(name):
+        return _data_set_rows(name)
+    raise _missing(path, name)
 
 
 def name_of(source: Source) -> str:
@@ -266,7 +275,7 @@ def plain(value: Any, where: str, column: str, depth: int = 1) -> Any:
 
 def own_split(source: Source, split: str) -> str | None:
     """The source of `split` when `source` is a data set (Hub or folder) that has one of that name; None otherwise."""
-    if not isinstance(source, str | Path) or not _is_data_set(str(source)):
+    if not isinstance(source, str | Path) or not _is_data_set(str(source)) or dataset_info.described(str(source)):
         return None
     base, _ = _base_and_split(str(source))
     return f"{base}:{split}" if split in _load_splits(base) else None

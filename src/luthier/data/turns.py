@@ -1,19 +1,21 @@
-"""Chats as people write them (OpenAI, ShareGPT, pairs of strings) → messages.
+"""Chats as people write them (OpenAI, ShareGPT, pairs of strings, segments) → messages.
 
 Lives here: the checks of every turn; an error names the turn. Does not live here: which column holds the chat
-(`formats.py`), how a chat becomes text (`templates.py`).
+(`formats.py`), calls of tools (`tool_calls.py`), how a chat becomes text (`templates.py`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from luthier.data import tool_calls
 from luthier.data.examples import Message
-from luthier.data.strict_json import decode
 from luthier.errors import DataError, did_you_mean
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_CALLING = "function_call"  # the turn's text is the call
 _SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -23,15 +25,23 @@ _SHAREGPT_ROLES = {
     "bot": "assistant",
     "chatgpt": "assistant",
     "system": "system",
-    "function_call": "function_call",
+    "developer": "developer",
+    "function_call": _CALLING,
+    "tool_call": _CALLING,
     "observation": "tool",
     "tool": "tool",
+    "function": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
 }
+_WISHES = ("weight", "loss", "train")
 
 
 def from_openai(value: Any, where: str, column: str = "messages") -> tuple[Message, ...]:
-    """Messages of OpenAI's chat form: role, content (text or text parts), tool_calls, `weight` or `loss` of a turn."""
+    """Messages of OpenAI's chat form: role, content (text or text parts), tool_calls, `weight` or `loss` of a turn.
+
+    The form of old (`function_call` in a turn, the role `function` for what came back) becomes calls of tools.
+    """
     if isinstance(value, str) and column == "prompt":
         return (Message("user", value),)
     if isinstance(value, str) and column == "completion":
@@ -41,26 +51,26 @@ def from_openai(value: Any, where: str, column: str = "messages") -> tuple[Messa
 
 
 def from_sharegpt(value: Any, system: Any, where: str) -> tuple[Message, ...]:
-    """Messages of ShareGPT's form: `from` and `value` (also role and content, and ms-swift's human/assistant pairs)."""
+    """Messages of ShareGPT's form: `from` and `value`, or `role` and `content`, under either's names of the speakers;
+    also ms-swift's pairs of `human` and `assistant`. The column `system` counts where no turn is the system's."""
     _require_list(value, "conversations", where)
-    messages = [Message("system", system)] if isinstance(system, str) and system.strip() else []
+    messages: list[Message] = []
     for i, turn in enumerate(value):
         name = f"conversations[{i}]"
         if not isinstance(turn, Mapping):
             raise DataError(f"{name} must be an object, not {type(turn).__name__}", where)
-        if "role" in turn:
-            messages.append(_message(turn, name, where))
-        elif "human" in turn and "assistant" in turn:
+        if "human" in turn and "assistant" in turn:
             messages.append(_message({"role": "user", "content": turn["human"]}, name, where))
             messages.append(_message({"role": "assistant", "content": turn["assistant"]}, name, where))
         else:
             messages.append(_sharegpt_turn(turn, name, where))
-    return tuple(messages)
+    told = any(message.role == "system" for message in messages)
+    return tuple(messages) if told else (*_system(system), *messages)
 
 
 def from_pairs(system: Any, history: Any, where: str) -> tuple[Message, ...]:
-    """Alpaca's `system` text and `history` of [question, answer] pairs."""
-    messages = [Message("system", system)] if isinstance(system, str) and system.strip() else []
+    """Alpaca's and ms-swift's `system` text and `history` of [question, answer] pairs."""
+    messages = [*_system(system)]
     for i, pair in enumerate(history or []):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(said, str) for said in pair)):
             raise DataError(f"history[{i}] must be a pair of texts, [question, answer]", where)
@@ -68,15 +78,21 @@ def from_pairs(system: Any, history: Any, where: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def tools(value: Any, where: str) -> list[dict[str, Any]] | None:
-    """The row's tool descriptions: a list of objects, or JSON text of one; None when there are none."""
-    if isinstance(value, str) and value.strip():
-        value = _json(value, "`tools`", where)
-    if not value:
-        return None
-    if not (isinstance(value, list) and all(isinstance(tool, dict) for tool in value)):
-        raise DataError("`tools` must be a list of objects", where)
-    return value
+def from_segments(value: Any, where: str) -> tuple[Message, ...]:
+    """Axolotl's template-free form, a list of `{"label": true, "text": …}`: what is labelled true is what the
+    assistant says, neighbours of one kind are one message. Nothing is added to the texts, spaces included."""
+    _require_list(value, "segments", where)
+    for i, segment in enumerate(value):
+        if not (isinstance(segment, Mapping) and isinstance(segment.get("text"), str)):
+            raise DataError(f"segments[{i}] must be an object with `label` and `text`", where)
+        if not isinstance(segment.get("label"), bool):
+            raise DataError(f"segments[{i}]: `label` must be true (learned) or false", where)
+    told = []
+    for learned, group in itertools.groupby(value, key=lambda segment: segment["label"]):
+        text = "".join(segment["text"] for segment in group)
+        if text:
+            told.append(Message("assistant" if learned else "user", text))
+    return tuple(told)
 
 
 def require_answer(messages: tuple[Message, ...], where: str) -> None:
@@ -88,6 +104,10 @@ def require_answer(messages: tuple[Message, ...], where: str) -> None:
             raise DataError(f"message {i + 1}: the assistant says nothing", where, "fill it or take the row out")
     if all(m.train is False for m in messages if m.role == "assistant"):
         raise DataError("every assistant turn is excluded from training (weight 0)", where)
+
+
+def _system(text: Any) -> tuple[Message, ...]:
+    return (Message("system", text),) if isinstance(text, str) and text.strip() else ()
 
 
 def _require_list(value: Any, column: str, where: str) -> None:
@@ -102,15 +122,16 @@ def _require_list(value: Any, column: str, where: str) -> None:
 def _message(turn: Any, name: str, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise DataError(f"{name} must be an object with role and content, not {type(turn).__name__}", where)
-    role = turn.get("role")
+    role = "tool" if turn.get("role") == "function" else turn.get("role")
     if role not in ROLES:
         hint = (did_you_mean(role, ROLES) if isinstance(role, str) else None) or f"one of {', '.join(ROLES)}"
         raise DataError(f"{name}: `{role}` is not a role", where, hint)
-    known = {"role", "content", "weight", "loss", "train"}
+    known = {"role", "content", "function_call", *_WISHES}
     extra = {key: value for key, value in turn.items() if key not in known and value is not None}
-    if "tool_calls" in extra:
-        extra["tool_calls"] = _tool_calls(extra["tool_calls"], name, where)
-    content = _content(turn.get("content"), name, where, optional="tool_calls" in extra)
+    calls = tool_calls.calls_of(turn, name, where)
+    if calls is not None:
+        extra["tool_calls"] = calls
+    content = _content(turn.get("content"), name, where, optional=calls is not None)
     return Message(role, content, _trained(turn, role, name, where), extra)
 
 
@@ -131,7 +152,7 @@ def _content(value: Any, name: str, where: str, *, optional: bool) -> str:
 def _trained(turn: Mapping[str, Any], role: str, name: str, where: str) -> bool | None:
     """OpenAI's `weight` (0 or 1), ms-swift's `loss`, our own `train`: three names of one wish."""
     wishes = set()
-    for key in ("weight", "loss", "train"):
+    for key in _WISHES:
         value = turn.get(key)
         if value is None:
             continue
@@ -148,47 +169,17 @@ def _trained(turn: Mapping[str, Any], role: str, name: str, where: str) -> bool 
     return wish if role == "assistant" else None
 
 
-def _tool_calls(value: Any, name: str, where: str) -> list[dict[str, Any]]:
-    """Calls with their arguments as objects, which chat templates expect; OpenAI writes them as JSON text."""
-    if not (isinstance(value, list) and value and all(isinstance(call, Mapping) for call in value)):
-        raise DataError(f"{name}: `tool_calls` must be a list of objects", where)
-    calls = []
-    for call in value:
-        function = call.get("function")
-        if not (isinstance(function, Mapping) and isinstance(function.get("name"), str)):
-            raise DataError(f"{name}: a tool call needs `function` with a name", where)
-        calls.append(
-            {**call, "function": {**function, "arguments": _arguments(function.get("arguments"), name, where)}}
-        )
-    return calls
-
-
-def _arguments(value: Any, name: str, where: str) -> Any:
-    if not isinstance(value, str):
-        return value if value is not None else {}
-    return _json(value or "{}", f"{name}: the arguments of a tool call", where)
-
-
-def _json(text: str, what: str, where: str) -> Any:
-    try:
-        value, end = decode(text.strip(), 0, where)
-    except DataError as error:
-        raise DataError(f"{what}: {error.message}", where) from None
-    if end != len(text.strip()):
-        raise DataError(f"{what}: more than one JSON value", where)
-    return value
-
-
 def _sharegpt_turn(turn: Mapping[str, Any], name: str, where: str) -> Message:
-    said_by = turn.get("from")
+    """One turn; beside a `from` stands much that is no part of the chat (scores, flags of a web page): it is left."""
+    key = "from" if "from" in turn else "role"
+    said_by, value = turn.get(key), turn.get("value", turn.get("content"))
     role = _SHAREGPT_ROLES.get(said_by) if isinstance(said_by, str) else None
     if role is None:
         known = ", ".join(_SHAREGPT_ROLES)
-        raise DataError(f"{name}: `from` is `{said_by}`, which is nobody we know", where, f"one of {known}")
-    rest = {key: turn[key] for key in ("weight", "loss", "train") if key in turn}
-    value = turn.get("value")
-    if role != "function_call":
-        return _message({"role": role, "content": value} | rest, name, where)
-    call = _arguments(value, name, where)
-    call = {"function": call} if isinstance(call, Mapping) else call
-    return _message({"role": "assistant", "content": None, "tool_calls": [call]} | rest, name, where)
+        raise DataError(f"{name}: `{key}` is `{said_by}`, which is nobody we know", where, f"one of {known}")
+    kept = turn if key == "role" else [part for part in ("name", "tool_calls", *_WISHES) if part in turn]
+    rest = {part: turn[part] for part in kept if part not in ("value", "role", "content")}
+    if role == _CALLING:
+        calls = tool_calls.calls_in_text(value, name, where)
+        return _message(rest | {"role": "assistant", "content": None, "tool_calls": calls}, name, where)
+    return _message(rest | {"role": role, "content": value}, name, where)

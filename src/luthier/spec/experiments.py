@@ -89,6 +89,9 @@ def _found(value: str, is_template: bool, folder: Path) -> str:
             return text.read_text(path)
         if not is_template and path.exists():
             return str(path.resolve())
+        place, colon, name = value.rpartition(":")  # a split of a folder, a data set of a dataset_info.json
+        if colon and not is_template and "/" not in name and (beside := folder / Path(place).expanduser()).exists():
+            return f"{beside.resolve()}:{name}"
     return value
 
 

@@ -64,13 +64,14 @@ class Data(Part):
     root, shorthand = ("data",), "train"
 
     train: Annotated[Any, PlainValidator(split_source, json_schema_input_type=str)]
-    """Rows to learn from: a file (jsonl, json, csv, tsv, parquet, each also .gz), a Hub data set, or any iterable."""
+    """Rows to learn from: a file (jsonl, json, csv, tsv, parquet, each also .gz), a Hub data set, a name in a
+    LLaMA-Factory `dataset_info.json` (`folder/dataset_info.json:name`), or any iterable."""
     validation: Annotated[Any, PlainValidator(split_source, json_schema_input_type=str | float | None)] = None
     """Rows to choose by: a file, or a share of `train`. Omitted: the data set's own split, else a tenth of `train`."""
     test: Annotated[Any, PlainValidator(split_source, json_schema_input_type=str | float | None)] = None
     """Rows for the verdict, never to choose by: a file, or a share of `train`. Omitted: as for `validation`."""
     format: Annotated[Text, AfterValidator(underscored)] | None = None
-    """messages, sharegpt, alpaca, prompt_completion, input_output, text_label, text, or a plugin's name.
+    """messages, sharegpt, segments, alpaca, prompt_completion, input_output, text_label, text, or a plugin's name.
     Omitted: recognised by the columns."""
     columns: dict[Text, Text] = Field(default_factory=dict)
     """Our name (input, output, messages, text, label, …) → the name of the file's column that holds it."""
