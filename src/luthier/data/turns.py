@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.data.examples import Message
+from luthier.data.examples import EmptyAnswer, Message
 from luthier.data.strict_json import decode
 from luthier.errors import DataError, did_you_mean
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+DROP_EMPTY = "fill it, or add `empty` to data.clean, which drops such rows"
 _SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -82,10 +83,10 @@ def tools(value: Any, where: str) -> list[dict[str, Any]] | None:
 def require_answer(messages: tuple[Message, ...], where: str) -> None:
     """At least one assistant turn says something and may be learned; no assistant turn is blank."""
     if not any(m.role == "assistant" for m in messages):
-        raise DataError("no assistant turn: there is nothing to learn", where)
+        raise EmptyAnswer("no assistant turn: there is nothing to learn", where)
     for i, message in enumerate(messages):
         if message.role == "assistant" and not message.content.strip() and "tool_calls" not in message.extra:
-            raise DataError(f"message {i + 1}: the assistant says nothing", where, "fill it or take the row out")
+            raise EmptyAnswer(f"message {i + 1}: the assistant says nothing", where, DROP_EMPTY)
     if all(m.train is False for m in messages if m.role == "assistant"):
         raise DataError("every assistant turn is excluded from training (weight 0)", where)
 
