@@ -95,7 +95,7 @@ def _swept(text: str, cover: Callable[[Rule, re.Match[str]], str]) -> str:
     if not suspicious(text):
         return text
     if text.lstrip()[:1] in ("{", "[") and _is_json(text):
-        return _JSON_STRING.sub(lambda quoted: _covered(quoted[0], cover), text)
+        return _JSON_STRING.sub(lambda quoted: quoted[0] if quoted["key"] else _covered(quoted[0], cover), text)
     return _covered(text, cover)
 
 
@@ -343,7 +343,7 @@ RULES: tuple[Rule, ...] = (
 
 KINDS = tuple(dict.fromkeys(rule.kind for rule in RULES))
 
-_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"(?!\s*:)')
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"(?P<key>\s*:)?')
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _SIGNS = {sign for rule in RULES for sign in rule.signs} - {"://"}  # an address with a login holds an @ as well
 _DASHED_SIGNS = [sign for sign in _SIGNS if "-" in sign]
