@@ -212,6 +212,15 @@ def test_steps_work_in_their_own_order_whatever_the_list_says() -> None:
         assert Cleaner(steps).row(row, "f:1") == {"text": "<EMAIL>\né"}
 
 
+def test_what_is_found_is_told_by_its_cause() -> None:
+    """The soft hyphen in garbled text is no control character of its own: `control` would only hide the damage."""
+    cleaner = Cleaner(())
+    cleaner.row({"text": "sÃ\xad"}, "f:1")
+    assert [*cleaner.tallies] == ["mojibake"]
+    cleaner = Cleaner(["control"])
+    assert cleaner.row({"text": "sÃ\xad"}, "f:1") == {"text": "sÃ"} and [*cleaner.tallies] == ["mojibake", "control"]
+
+
 def test_a_clean_row_is_the_same_object_and_found_only_rows_too() -> None:
     cleaner, clean = Cleaner(STEPS), {"input": "a (b) 12.5% - c's", "output": "좋아요", "n": 1, "tags": ["a  b", None]}
     assert cleaner.row(clean, "f:1") == clean and cleaner.tallies == {}

@@ -29,15 +29,17 @@ _EVERYWHERE: dict[str, Repair] = {
     "unicode": repairs.composed,
 }
 _TEXT = _EVERYWHERE | {"html": repairs.without_html, "whitespace": repairs.spaces}
+_NAME = _EVERYWHERE | {"whitespace": repairs.spaces}
 _PLACES: dict[str, tuple[dict[str, Repair], bool]] = {
     "text": (_TEXT, True),
     "joined": (_TEXT | {"whitespace": repairs.spaces_inside}, True),
-    "name": (_EVERYWHERE | {"whitespace": repairs.spaces}, False),
+    "label": (_NAME, False),
+    "group": (_NAME, False),
     "arguments": (_EVERYWHERE, True),
 }
 """Where a text stands → the steps that may touch it, in their order, and whether personal data is masked there.
 
-joined: prompt and completion, which are put together as they came. name: labels and groups, whose identity is kept.
+joined: prompt and completion, which are put together as they came. label, group: names, of which none becomes a mask.
 arguments: what a tool is called with, where spaces and signs belong to the call.
 """
 
@@ -90,10 +92,10 @@ class Cleaner:
         self._steps = frozenset(steps)
         theirs = dict(columns or {})
         self._history = theirs.get("history", "history")
-        self._label = theirs.get("label", "label")
-        self._places = {theirs.get(ours, ours): "joined" for ours in ("prompt", "completion")} | {self._label: "name"}
+        self._places = {theirs.get(ours, ours): "joined" for ours in ("prompt", "completion")}
         if group_by is not None:
-            self._places[group_by] = "name"
+            self._places[group_by] = "group"
+        self._places[theirs.get("label", "label")] = "label"
         self._tallies: dict[str, Tally] = {}
         self._rows = 0
         self._constant: dict[str, Any] = {}
@@ -108,7 +110,7 @@ class Cleaner:
         return self._tallies | {"constant": constant}
 
     def row(self, row: Row, where: str) -> Row:
-        """The row with its texts repaired (the same object if none needed it). `where`: `file:line`.
+        """The row with its texts repaired; the row given is never changed. `where`: `file:line`.
 
         Texts are cells of text and what is said in chats. Roles, column names, numbers, the structure of tool calls and
         other nested cells stay as they are.
@@ -157,8 +159,6 @@ class Cleaner:
         for name, value in row.items():
             if type(value) is str:
                 new[name] = self._text(value, where, self._places.get(name, "text"))
-                if name == self._label and new[name] != value:
-                    self._relabelled(value, new[name])
             elif type(value) is list and name == self._history:
                 new[name] = [self._pair(pair, where) for pair in value]
             elif type(value) is list:
@@ -174,8 +174,9 @@ class Cleaner:
         if not _is_turn(turn):
             return turn
         new = dict(turn)
-        for key in _SPOKEN & turn.keys():
-            said = turn[key]
+        for key, said in turn.items():
+            if key not in _SPOKEN:
+                continue
             if type(said) is str:
                 new[key] = self._text(said, where, "arguments" if turn.get("from") == "function_call" else "text")
             elif type(said) is list:
@@ -207,16 +208,24 @@ class Cleaner:
         if text.isascii() and _is_plain(text):
             return text
         steps, masks = _PLACES[place]
+        whole = text  # as every step would leave it: what is found is told once, by its cause
         for step, repair in steps.items():
-            repaired = repair(text)
-            if repaired != text:
-                self._found(step, 1, where, text, repaired)
-                text = repaired if step in self._steps else text
-        if not masks or not pii.suspicious(text):
+            before = text if step in self._steps else whole
+            after = repair(before)
+            if after != before:
+                tally = self._found(step, 1, where, before, after)
+                if place == "label" and tally.applied and len(tally.labels) < MAX_LABELS:
+                    tally.labels[before] = after  # a class gets another name, perhaps that of another class
+            whole = after if before is whole else repair(whole)
+            text = after if step in self._steps else text
+        return self._masked(text, text if "pii" in self._steps else whole, where) if masks else text
+
+    def _masked(self, text: str, searched: str, where: str) -> str:
+        if not pii.suspicious(searched):
             return text
-        masked, found = pii.masked(text)
+        masked, found = pii.masked(searched)
         for kind, count in found.items():
-            self._found(f"pii:{kind}", count, where, text, masked)
+            self._found(f"pii:{kind}", count, where, searched, masked)
         return masked if "pii" in self._steps else text
 
     # -- telling ---------------------------------------------------------------------------------------------------
@@ -227,12 +236,6 @@ class Cleaner:
         room = len(tally.examples) < EXAMPLES and self._rows != tally.last_row
         tally.add(self._rows, count, _change(name, where, before, after) if room else None)
         return tally
-
-    def _relabelled(self, before: str, after: str) -> None:
-        """A class gets another name, perhaps that of another class: told by name, not only as a count."""
-        for tally in self._tallies.values():
-            if tally.applied and tally.last_row == self._rows and len(tally.labels) < MAX_LABELS:
-                tally.labels[before] = after
 
     def _dropped(self, where: str, said: str) -> bool:
         return self._found("empty", 1, where, said, "").applied
@@ -330,7 +333,9 @@ def _note(name: str, tally: Tally) -> str:
         return f"the same value in every row: {columns}"
     rows = f"{tally.rows:,} row" + ("s" if tally.rows != 1 else "")
     step, _, kind = name.partition(":")
-    what = f"{tally.count:,} {_KINDS[kind]}" if kind else _WORDS[step]
+    what = (
+        _WORDS[name] if not kind else _KINDS[kind] + (f", {tally.count:,} in all" if tally.count > tally.rows else "")
+    )
     first = tally.examples[0]
     shown = f'{first.where}: "{first.before}"' + (f' → "{first.after}"' if first.after else "")
     renamed = [f'"{old}" → "{new}"' for old, new in tally.labels.items()]
