@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from luthier.data import pii, repairs
 from luthier.data.cleaning import EXAMPLES, Cleaner, notes
 from luthier.data.prepare import prepare
 from luthier.errors import DataError, SpecError
@@ -195,6 +198,7 @@ def test_prompt_and_completion_are_joined_as_they_came() -> None:
 
 
 def test_labels_and_groups_are_never_masked_and_new_class_names_are_told(tmp_path: Path) -> None:
+    assert Cleaner(STEPS, group_by="prompt").row({"prompt": MAIL}, "f:1") == {"prompt": MAIL}
     cleaner = Cleaner(STEPS, {"label": "who"}, group_by="author")
     row = {"text": "hi", "who": f" {MAIL} <b>x</b>", "author": f"{MAIL} "}
     assert cleaner.row(row, "f:1") == {"text": "hi", "who": f"{MAIL} <b>x</b>", "author": MAIL}
@@ -228,6 +232,30 @@ def test_a_clean_row_is_the_same_object_and_found_only_rows_too() -> None:
     assert cleaner.row(plain, "f:2") is plain
     dirty = {key: dirty for key, (dirty, _) in DIRTY.items()}
     assert Cleaner(()).row(dirty, "f:1") == dirty
+
+
+_SIGNS = [
+    *"ab <>/&;=\n\t\r\x00\u200b\xa0é한漢か|.@0123456789-+()",
+    "e\u0301",
+    "Ã©",
+    "<b>",
+    "</b>",
+    "ann@mail.org",
+    "\u3000",
+]
+
+
+@given(st.lists(st.sampled_from(_SIGNS), max_size=30).map("".join), st.text(max_size=20))
+def test_the_short_cut_for_clean_rows_skips_nothing(first: str, second: str) -> None:
+    def repaired(text: str) -> str:
+        for step in (repairs.mojibake, repairs.control, repairs.composed, repairs.without_html, repairs.spaces):
+            text = step(text)
+        return pii.masked(text)[0]
+
+    turns = [{"role": "user", "content": first}, {"role": "assistant", "content": second}]
+    row = Cleaner(STEPS).row({"a": first, "b": second, "messages": turns}, "f:1")
+    assert (row["a"], row["b"]) == (repaired(first), repaired(second))
+    assert [turn["content"] for turn in row["messages"]] == [row["a"], row["b"]]
 
 
 def test_tallies_are_bounded_and_count_rows_and_texts() -> None:

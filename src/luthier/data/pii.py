@@ -320,7 +320,7 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "api_key",
         "Slack",
-        "xoxa- xoxb- xoxe- xoxp- xoxr- xoxs-",
+        "xox",
         r"(?<![0-9A-Za-z])xox[abeprs]-[A-Za-z0-9-]{10,250}",
         _any,
         "Slack docs, tokens",

@@ -27,6 +27,16 @@ def _is_visible(text: str) -> bool:
     return text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable()
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text in any script has nothing to repair but spaces: no hidden sign, no tag, letters composed."""
+    return (
+        _is_visible(text)
+        and not ("<" in text or "&" in text or "\t" in text)
+        and unicodedata.is_normalized("NFC", text)
+        and _MAY_BE_GARBLED.search(text) is None
+    )
+
+
 def mojibake(text: str) -> str:
     """UTF-8 that was read in another character set, read again (ftfy); each line by itself, as files are pasted.
 
