@@ -85,8 +85,11 @@ def test_every_written_form_is_found(kind: str, text: str) -> None:
         ("マイナンバーは123456789018です", "マイナンバーは<MY_NUMBER>です"),
         ("costs.916-442-6802 is theirs", "costs.<PHONE> is theirs"),
         ("https://ann:s3cret@db.intern/x", "https://<LOGIN>@db.intern/x"),
-        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc\n-----END RSA PRIVATE KEY-----\nend", "<PRIVATE_KEY>\nend"),
-        ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl", "<PRIVATE_KEY>"),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEF\nabc\n-----END RSA PRIVATE KEY-----\nend",
+            "<PRIVATE_KEY>\nend",
+        ),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5v", "<PRIVATE_KEY>"),
     ],
 )
 def test_forms_in_their_context(text: str, masked: str) -> None:

@@ -274,9 +274,8 @@ def _is_plain(text: str) -> bool:
             return False
     elif "@" in text or not repairs.is_plain(text):
         return False
-    if "  " in text or "\n " in text or " \n" in text or "\n\n" in text:
-        return False
-    return text[:1] not in (" ", "\n") and text[-1:] not in (" ", "\n") and not pii.suspicious(text)
+    line = text.replace("\n", " ")
+    return not ("  " in line or line[:1] == " " or line[-1:] == " " or pii.suspicious(text))
 
 
 # -- showing -----------------------------------------------------------------------------------------------------------
