@@ -270,7 +270,7 @@ _SAFE = bytes(sign for sign in (10, *range(32, 127)) if chr(sign) not in "&<@")
 def _is_plain(text: str) -> bool:
     """Whether texts (joined by line breaks) are surely as every step would leave them: most rows, in a microsecond."""
     if text.isascii():
-        if text.encode().translate(None, _SAFE):  # ten times as fast as a regex
+        if text.encode().translate(None, _SAFE):  # on bytes: several times as fast as a regex
             return False
     elif "@" in text or not repairs.is_plain(text):
         return False

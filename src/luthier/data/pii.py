@@ -58,7 +58,7 @@ def suspicious(text: str) -> bool:
 
 
 def _many_digits(text: str) -> bool:
-    """Eight digits with nothing between them but what stands between a number's groups; on bytes, ten times a regex."""
+    """Eight digits with nothing between them but what stands between a number's groups."""
     return b"00000000" in text.encode("utf-8", "surrogatepass").translate(_ZEROS, b" ().-")
 
 
