@@ -13,7 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from luthier.errors import DataError
+
 Kind = Literal["chat", "pair", "text", "label", "segments"]
+
+
+class EmptyAnswer(DataError):
+    """A row with nothing to learn: its answer is missing, null or blank. Refused, or dropped on request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.data import tool_calls, turns
-from luthier.data.examples import Example, Message, content_id
+from luthier.data.examples import EmptyAnswer, Example, Message, content_id
 from luthier.data.templates import as_text, fill, placeholders
 from luthier.errors import DataError, did_you_mean
 from luthier.spec import Data
@@ -44,6 +44,15 @@ class Cells:
         if not empty and not as_text(value).strip():
             raise DataError(f"`{name}` is empty", self.where, "fill it or take the row out")
         return as_text(value)
+
+    def answer(self, name: str) -> str:
+        """As `text`, for what is learned: a row without it is an EmptyAnswer."""
+        try:
+            return self.text(name)
+        except DataError as error:
+            if isinstance(self.values.get(name), list | dict):
+                raise
+            raise EmptyAnswer(error.message, error.where, turns.DROP_EMPTY) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +226,7 @@ def _prompt_completion(cells: Cells) -> Example:
         answer = turns.from_openai(completion, cells.where, column="completion") if cells.answered else ()
         return _chat(cells, told + answer, without=("prompt", "completion"))
     question = cells.text("prompt", empty=True)
-    return _pair(cells, question, cells.text("completion") if cells.answered else None, exact=True)
+    return _pair(cells, question, cells.answer("completion") if cells.answered else None, exact=True)
 
 
 def _alpaca(cells: Cells) -> Example:
@@ -226,7 +235,7 @@ def _alpaca(cells: Cells) -> Example:
     instruction = cells.text(asked)
     given = cells.values.get("input")
     question = f"{instruction}\n{cells.text('input')}" if given is not None and as_text(given).strip() else instruction
-    answer = cells.text(told) if cells.answered else None
+    answer = cells.answer(told) if cells.answered else None
     if cells.values.get("system") or cells.values.get("history"):
         messages = turns.from_pairs(cells.values.get("system"), cells.values.get("history"), cells.where)
         messages += (Message("user", question),)
@@ -242,7 +251,7 @@ def _input_output(cells: Cells) -> Example:
         answer = _alias(cells.values, ANSWERS) or "output"
     if "input" not in cells.values:
         question = _alias([name for name in cells.values if name != answer], QUESTIONS) or "input"
-    told = cells.text(answer) if cells.answered else None
+    told = cells.answer(answer) if cells.answered else None
     if cells.values.get(question) is None and cells.data.template and "input" not in placeholders(cells.data.template):
         return _pair(cells, fill(cells.data.template, _all_columns(cells), cells.where), told, answer=answer)
     return _pair(cells, cells.text(question), told, answer=answer)
@@ -271,7 +280,7 @@ def _label(value: Any, names: tuple[str, ...] | None, where: str) -> str:
     if isinstance(value, list | dict):
         raise DataError("`label` must be one class, not several", where, "one row per class, or names joined to one")
     if value is None or not value.strip():
-        raise DataError("`label` is empty", where, "fill it or take the row out")
+        raise EmptyAnswer("`label` is empty", where, turns.DROP_EMPTY)
     label = value.strip()
     if names and label not in names and label.isdecimal() and int(label) < len(names):
         return names[int(label)]

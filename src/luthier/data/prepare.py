@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.data import formats, sources
+from luthier.data import cleaning, formats, sources
 from luthier.data.dataset import SPLITS, Dataset, load_dataset, write
-from luthier.data.examples import Example, answer_text, content_id
+from luthier.data.examples import EmptyAnswer, Example, answer_text, content_id
 from luthier.data.templates import as_text, placeholders
 from luthier.errors import DataError, did_you_mean
 from luthier.spec import Data
@@ -37,7 +37,8 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
     seed, the order or the other rows. `seed` only draws `data.limit`. Raises DataError with file:line, NotFound.
     """
     given, origins = _sources(data)
-    read = {split: _read(source, data) for split, source in given.items()}
+    cleaner = cleaning.Cleaner(data.clean, data.columns, data.group_by)
+    read = {split: _read(source, data, cleaner) for split, source in given.items()}
     format_name, columns = _one_format(read)
     splits: Splits = {split: examples for split, (_, examples, _) in read.items()}
     rows = {split: len(examples) for split, examples in splits.items()}
@@ -61,11 +62,12 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
         "asked_in_train": _asked_in_train(splits, data),
         "characters": _characters(splits["train"]),
         "unused_columns": _unused(columns, format_name, data),
+        "cleaning": {name: tally.told() for name, tally in cleaner.tallies.items()},
     }
     if labels:
         counts = Counter(example.label for example in splits["train"])
         summary["label_counts"] = {label: counts[label] for label in labels}
-    summary["notes"] = _notes(summary, splits, data, format_name)
+    summary["notes"] = _notes(summary, splits, data, format_name) + cleaning.notes(cleaner.tallies)
     facts = {"task": task, "format": format_name, "labels": labels}
     return write(Path(home), splits, facts, {"splits": origins, "summary": summary})
 
@@ -91,7 +93,7 @@ def _share(wish: Any) -> float:
     return wish if isinstance(wish, float) else SHARE
 
 
-def _read(source: sources.Source, data: Data) -> tuple[str, list[Example], list[str]]:
+def _read(source: sources.Source, data: Data, cleaner: cleaning.Cleaner) -> tuple[str, list[Example], list[str]]:
     """Format, examples and columns of one source. All bad rows are counted, the first is shown."""
     rows = list(sources.rows(source))
     name = sources.name_of(source)
@@ -101,12 +103,17 @@ def _read(source: sources.Source, data: Data) -> tuple[str, list[Example], list[
     format_name = formats.detect(columns, name, data)
     examples, errors = [], []
     for row, file, line in rows:
+        where = f"{file}:{line}"
         try:
-            examples.append(formats.to_example(row, format_name, data, file, line))
+            example = formats.to_example(cleaner.row(row, where), format_name, data, file, line)
         except DataError as error:
-            if error.where != f"{file}:{line}":
+            if error.where != where:
                 raise
-            errors.append(error)
+            if not (isinstance(error, EmptyAnswer) and cleaner.drops(error)):
+                errors.append(error)
+        else:
+            if cleaner.keeps(example):
+                examples.append(example)
     if errors:
         more = f" (and {len(errors) - 1:,} more rows cannot be used)" if len(errors) > 1 else ""
         raise DataError(errors[0].message + more, errors[0].where, errors[0].hint)

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data import tool_calls
-from luthier.data.examples import Message
+from luthier.data.examples import EmptyAnswer, Message
 from luthier.errors import DataError, did_you_mean
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+DROP_EMPTY = "fill it, or add `empty` to data.clean, which drops such rows"
 _CALLING = "function_call"  # the turn's text is the call
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -98,10 +99,10 @@ def from_segments(value: Any, where: str) -> tuple[Message, ...]:
 def require_answer(messages: tuple[Message, ...], where: str) -> None:
     """At least one assistant turn says something and may be learned; no assistant turn is blank."""
     if not any(m.role == "assistant" for m in messages):
-        raise DataError("no assistant turn: there is nothing to learn", where)
+        raise EmptyAnswer("no assistant turn: there is nothing to learn", where)
     for i, message in enumerate(messages):
         if message.role == "assistant" and not message.content.strip() and "tool_calls" not in message.extra:
-            raise DataError(f"message {i + 1}: the assistant says nothing", where, "fill it or take the row out")
+            raise EmptyAnswer(f"message {i + 1}: the assistant says nothing", where, DROP_EMPTY)
     if all(m.train is False for m in messages if m.role == "assistant"):
         raise DataError("every assistant turn is excluded from training (weight 0)", where)
 

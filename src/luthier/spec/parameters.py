@@ -39,6 +39,8 @@ from luthier.spec.values import (
 
 Task = Literal["classification", "generation", "summarization", "translation", "chat"]
 
+CleaningStep = Literal["duplicates", "mojibake", "control", "unicode", "html", "whitespace", "empty", "pii"]
+
 
 class Model(Part):
     """The base model. A plain text is its name."""
@@ -93,12 +95,16 @@ class Data(Part):
     overlength: Literal["error", "drop", "cut"] = "error"
     """An example longer than `max_seq_length`: refuse to start, drop it, or keep its first tokens. All are counted."""
     clean: Annotated[
-        tuple[Literal["duplicates"], ...],
+        tuple[CleaningStep, ...],
         Field(strict=False),
         BeforeValidator(cleaning_steps),
         BeforeValidator(listed),
     ] = ("duplicates",)
-    """Cleaning steps, reported with counts. `duplicates`: of rows with equal content the first stays. `[]`: none."""
+    """Cleaning steps; what the others would find is reported too. `duplicates`: of rows with equal content the first
+    stays. `mojibake`: UTF-8 read as another encoding is repaired. `control`: NUL, invisible characters and direction
+    overrides go. `unicode`: NFC, one spelling a letter. `html`: tags and entities of web pages go, never in code.
+    `whitespace`: ends, runs, odd spaces, CRLF. `empty`: rows with no answer, or a placeholder (N/A, TODO, 없음), go.
+    `pii`: personal data and secrets become masks (`<EMAIL>`). `[]`: none."""
     remove_leaks: bool = False
     """Take rows that also stand in validation or test out of `train`; otherwise such rows are refused."""
     accept: Texts = ()
