@@ -41,7 +41,9 @@ _LIMITS = {"RLIMIT_AS": MEMORY_BYTES, "RLIMIT_FSIZE": 0, "RLIMIT_NPROC": 0, "RLI
 
 def main() -> None:
     """Serve until standard input ends."""
-    template, variables, failed, size = None, {}, None, 0
+    template: Template | None = None
+    variables: dict[str, Any] = {}
+    failed, size = None, 0
     reads, writes = sys.stdin.buffer, sys.stdout.fileno()
     _confine()
     try:
