@@ -109,6 +109,18 @@ class Plan:
     dtypes: dict[str, str] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)  # values that nobody chose: what they are by data and base
     measured: bool = False  # whether memory and seconds were measured, not computed
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)  # rows a split trains or asks; dropped; cut
+    histogram: tuple[tuple[int, int, int], ...] = ()  # (from, to, training rows of so many tokens), without gaps
+
+    @property
+    def trained_share(self) -> float:
+        """How much of the tokens is trained."""
+        return self.trained_tokens / max(self.tokens, 1)
+
+    @property
+    def shared_share(self) -> float:
+        """How much of the tokens need not be computed, because rows begin alike."""
+        return self.shared_tokens / max(self.tokens, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,18 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
         planned, said = dataclasses.replace(planned, shared_tokens=0), [*said, tuned.note]
     warnings = (*planned.warnings, *said, *bench.remarks)
     found = _found(experiment, dataset, planned, told["longest_answer"])
-    return dataclasses.replace(planned, warnings=warnings, lengths=told, found=found)
+    shown = {"lengths": told, "histogram": planning.histogram(lengths), "splits": _fates(bench), "found": found}
+    return dataclasses.replace(planned, warnings=warnings, **shown)
+
+
+def _fates(bench: Bench) -> dict[str, dict[str, int]]:
+    """How many rows of each split are used, dropped by the length policy, and cut by it."""
+    test = encode.encode_split(bench.dataset.examples("test"), bench.base.tokenizer, bench.rules).rows
+    rows = {"train": bench.train, "validation": bench.validation, "test": test}
+    return {
+        split: {"rows": len(used), "dropped": bench.dataset.counts[split] - len(used), "cut": sum(r.cut for r in used)}
+        for split, used in rows.items()
+    }
 
 
 def _found(experiment: spec.Experiment, dataset: Dataset, planned: Plan, longest_answer: int) -> dict[str, Any]:
@@ -251,50 +262,6 @@ def _measure(folder: Path) -> measuring.Measured:
 def _weights_tell(experiment: spec.Experiment) -> bool:
     """Whether a plan must read weights: those of an encoder tell which parts of its head are new, and are small."""
     return facts.inspect(experiment.model.name, experiment.model.revision).family == "encoder"
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A row as a model sees it: its tokens as text, and which of them are trained; an encoder's class in `label`."""
-
-    where: str
-    pieces: tuple[str, ...]
-    trained: tuple[bool, ...]
-    label: str | None
-
-
-def look(resolved: presets.Resolved, dataset: Dataset, count: int, split: str) -> list[Seen]:
-    """The first `count` rows of `split` as tokens."""
-    loaded = base.load(resolved.experiment.model, resolved.experiment.method, dataset.labels, weights=False)
-    rules = rules_of(resolved.experiment, dataset, loaded)
-    seen = []
-    for example in dataset.examples(split)[:count]:
-        row = encode.encode(example, loaded.tokenizer, rules)
-        if row is not None:
-            pieces = _pieces(loaded.tokenizer, row.ids_L.tolist())
-            label = dataset.labels[row.label] if row.label >= 0 else None
-            seen.append(Seen(example.where, pieces, tuple(map(bool, row.train_L)), label))
-    return seen
-
-
-def _pieces(tokenizer: Any, ids: list[int]) -> tuple[str, ...]:
-    """What each token adds to the text; a token that ends within a letter adds nothing, the next one all of it.
-
-    Only the last tokens are decoded again: those of the piece before, beside which a token shows its space, and those
-    that wait for the end of a letter.
-    """
-    pieces, before, begun, said = [], 0, 0, 0
-    for end in range(1, len(ids) + 1):
-        told, longer = (
-            tokenizer.decode(ids[before:to], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            for to in (begun, end)
-        )
-        new = longer.rstrip("\ufffd")[len(told) :]
-        pieces.append(new[said:])
-        said = max(said, len(new))
-        if new and not longer.endswith("\ufffd"):
-            before, begun, said = begun, end, 0
-    return tuple(pieces)
 
 
 def learned(run: Run) -> Path:

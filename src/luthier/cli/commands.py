@@ -7,6 +7,7 @@ a bar looks (`show.py`, `progress.py`). Heavy modules are imported by the verbs 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,8 +21,9 @@ from luthier.runs import Run
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Dataset
+    from luthier.data.seen import Seen
     from luthier.spec import Experiment
-    from luthier.studio import Studio
+    from luthier.studio import Draft, Studio
 
 File = Annotated[Path, typer.Argument(help="The experiment file.", metavar="FILE")]
 Word = Annotated[str, typer.Argument(help="A run: its id, the end of it, or its name.", metavar="RUN")]
@@ -137,22 +139,42 @@ def prepare(
 
 def look(
     file: File = EXPERIMENT,
-    rows: Annotated[int, typer.Option(help="How many rows.", min=1)] = 3,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    row: Annotated[
+        list[str], typer.Option(help="Which: 17, 1-10, test, test:3, rows.jsonl:17; may be repeated.", metavar="WHICH")
+    ] = NOTHING,
+    worst: Annotated[bool, typer.Option("--worst", help="The longest, the most cut, the least trained.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write them as a page.")] = None,
     sets: Set = NOTHING,
     as_json: Json = False,
 ) -> None:
     """Rows as the model sees them: every token, those that are trained in colour."""
-    experiment = _experiment(file, sets)
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise SpecError(f"`{html}` is no name of a page", "--html", "let it end in .html")
+    here, experiment = _studio(), _experiment(file, sets)
     with screen.busy(READING):
-        shown = _studio().look(experiment, rows, split)
-    for seen in shown:
-        if as_json:
+        draft = here.draft(experiment)
+        shown = here.look(draft, row, worst)
+    if html is not None:
+        _page(draft, shown, html)
+    if as_json:
+        for seen in shown:
             screen.json_line(asdict(seen))
-            continue
-        learned = f"class {seen.label}" if seen.label else f"{sum(seen.trained)} trained"
-        screen.say(f"{seen.where} · {len(seen.pieces)} tokens, {learned}", style="dim")
-        screen.out().print(screen.tokens(seen.pieces, seen.trained), soft_wrap=True)
+    elif html is not None:
+        screen.line(str(html))
+    else:
+        screen.rows(shown)
+
+
+def _page(draft: Draft, shown: Sequence[Seen], path: Path) -> None:
+    """`luthier look` as a page."""
+    from luthier.data import seen_page
+
+    if not path.resolve().parent.is_dir():
+        raise NotFound(f"there is no folder {path.parent}", "--html")
+    resolved, data = draft.resolved.experiment, draft.dataset
+    splits = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
+    facts = {"model": resolved.model.name, "task": data.task, "train on": resolved.data.train_on, "rows": splits}
+    seen_page.write(shown, facts, path)
 
 
 def plan(
@@ -172,13 +194,18 @@ def plan(
     origins = {**draft.resolved.origins, **dict.fromkeys(planned.found, "found")}
     if as_json:
         told = {path: {"value": value, "origin": origins[path]} for path, value in values.items()}
+        shares = {"trained_share": planned.trained_share, "shared_share": planned.shared_share}
         screen.as_json(
-            {"plan": asdict(planned), "values": told, "counts": draft.dataset.counts, "notes": draft.resolved.notes}
+            {
+                "plan": asdict(planned) | shares,
+                "values": told,
+                "counts": draft.dataset.counts,
+                "notes": draft.resolved.notes,
+            }
         )
         return
     screen.table(("parameter", "value", "from"), [(path, screen.value(values[path]), origins[path]) for path in values])
-    screen.line("")
-    screen.pairs(screen.plan_words(planned, draft.dataset.counts))
+    screen.plan(planned)
     for note in (*draft.resolved.notes, *planned.warnings):
         screen.say(f"note: {note}")
 

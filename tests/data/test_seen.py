@@ -1,4 +1,4 @@
-"""What `look` shows: what each token adds to the text."""
+"""What `look` shows: what each token adds to the text, and nothing invisible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from luthier import workbench
+from luthier.data import seen
 from tests import tiny as models
 
 TEXTS = (
@@ -45,7 +45,7 @@ def test_the_pieces_are_the_text_and_each_token_is_decoded_a_few_times(style: st
     for text in TEXTS:
         ids = tokenizer(text * 20).input_ids
         counted = Counted(tokenizer)
-        pieces = workbench._pieces(counted, ids)
+        pieces = seen.pieces(counted, ids)
         assert list(pieces) == by_definition(tokenizer, ids)
         assert "".join(pieces) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         assert counted.decoded < 16 * len(ids)
@@ -55,4 +55,4 @@ def test_tokens_of_no_text_come_to_an_end_too() -> None:
     tokenizer = models.tokenizer()
     for seed in range(20):
         ids = np.random.default_rng(seed).integers(0, models.VOCABULARY, 60).tolist()
-        assert list(workbench._pieces(tokenizer, ids)) == by_definition(tokenizer, ids)
+        assert list(seen.pieces(tokenizer, ids)) == by_definition(tokenizer, ids)
