@@ -109,25 +109,28 @@ def _rows(dataset: Dataset, wanted: Chosen) -> Iterator[_Row]:
 
 
 def _of_file(dataset: Dataset, wanted: Chosen) -> Iterator[_Row]:
-    name = wanted.file or ""
-    files, lines, found = set(), set(), False
+    """The rows that stand on these lines of a file, which its name or the end of its path names."""
+    name, last = wanted.file or "", wanted.last or wanted.first
+    files: set[str] = set()
+    near: dict[bool, int] = {}  # the nearest line behind those that are wanted (True), and before them
+    found = False
     for split in SPLITS:
         for number, example in enumerate(dataset.stream(split), 1):
             files.add(example.file)
             if example.file != name and not example.file.endswith("/" + name):
                 continue
-            lines.add(example.line)
-            if wanted.first <= example.line <= (wanted.last or wanted.first):
+            if wanted.first <= example.line <= last:
                 found = True
                 yield _Row(split, number, example)
-    if found:
-        return
-    if not lines:
+            else:
+                behind = example.line > last
+                near[behind] = (min if behind else max)(near.get(behind, example.line), example.line)
+    if not found and near:
+        hint = f"preparation left it out, or the file ends before; the nearest: {', '.join(map(str, near.values()))}"
+        raise NotFound(f"no prepared row stands on line {wanted.first:,} of {name}", "--row", hint)
+    if not found:
         known = ", ".join(sorted(files)[:5])
         raise NotFound(f"no row comes from `{name}`", "--row", f"the rows come from {known}. {_FORMS}")
-    near = sorted(sorted(lines, key=lambda line: abs(line - wanted.first))[:2])
-    hint = f"preparation left it out, or the file ends before; the nearest are {' and '.join(map(str, near))}"
-    raise NotFound(f"no prepared row stands on line {wanted.first:,} of {name}", "--row", hint)
 
 
 # --- the worst

@@ -109,7 +109,8 @@ class Plan:
     dtypes: dict[str, str] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)  # values that nobody chose: what they are by data and base
     measured: bool = False  # whether memory and seconds were measured, not computed
-    splits: dict[str, dict[str, int]] = field(default_factory=dict)  # rows a split trains or asks; dropped; cut
+    findings: tuple[Any, ...] = ()  # what the gate finds (`gate.Finding`)
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)  # of each split: rows used, dropped, cut
     histogram: tuple[tuple[int, int, int], ...] = ()  # (from, to, training rows of so many tokens), without gaps
 
     @property

@@ -77,7 +77,7 @@ class Studio:
         return Draft(resolved, chosen, dataset, base, revision, fingerprint)
 
     def plan(self, experiment: Described | Draft, measure: bool = False) -> Plan:
-        """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in the warnings.
+        """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in the findings.
 
         With `measure`, memory and time are those of the longest and some typical steps, run in a process of its own
         for up to 20 seconds.

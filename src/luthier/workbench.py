@@ -158,13 +158,13 @@ def _counted(split: str, encoded: EncodedSplit) -> list[str]:
 
 
 def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
-    """What a run would do, with what the gate and the length policy say among its warnings."""
+    """What a run would do, with what the gate finds, and what the length policy does among the warnings."""
     experiment, neighbours = resolved.experiment, hardware.Neighbours()
     bench = lay(experiment, dataset, weights=_weights_tell(experiment))
     tuned, machine = _shaped(experiment, bench.base), hardware.machine()
     rates = hardware.rates(machine, neighbours.threads())
     planned = planning.plan(experiment, bench.train, bench.cut, tuned, machine, rates)
-    said = [f"{found.code}: {found.message} [{', '.join(found.rows)}]; {found.hint}" for found in bench.findings]
+    said: list[str] = []
     lengths = [len(row.ids_L) for row in bench.train]
     told = {
         "median": int(np.median(lengths)),
@@ -172,11 +172,11 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
         "longest_answer": max(int(row.train_L.sum()) for row in bench.train),
     }
     if tuned.note:  # rows apart: nothing is shared
-        planned, said = dataclasses.replace(planned, shared_tokens=0), [*said, tuned.note]
+        planned, said = dataclasses.replace(planned, shared_tokens=0), [tuned.note]
     warnings = (*planned.warnings, *said, *bench.remarks)
     found = _found(experiment, dataset, planned, told["longest_answer"])
-    shown = {"lengths": told, "histogram": planning.histogram(lengths), "splits": _fates(bench), "found": found}
-    return dataclasses.replace(planned, warnings=warnings, **shown)
+    planned = dataclasses.replace(planned, histogram=planning.histogram(lengths), splits=_fates(bench))
+    return dataclasses.replace(planned, warnings=warnings, findings=bench.findings, lengths=told, found=found)
 
 
 def _fates(bench: Bench) -> dict[str, dict[str, int]]:

@@ -56,3 +56,30 @@ def test_tokens_of_no_text_come_to_an_end_too() -> None:
     for seed in range(20):
         ids = np.random.default_rng(seed).integers(0, models.VOCABULARY, 60).tolist()
         assert list(seen.pieces(tokenizer, ids)) == by_definition(tokenizer, ids)
+
+
+@pytest.mark.parametrize(
+    ("piece", "shown"),
+    [
+        (" two  words", "␣two␣␣words"),
+        ("a\r\n\tb", "a\\u000d↵\n⇥b"),
+        ("zero\u200bwidth\u00a0\u202eturned", "zero\\u200bwidth\\u00a0\\u202eturned"),
+        ("\x1b[31mred", "\\u001b[31mred"),
+        ("한국어 e\u0301 🎻", "한국어␣e\u0301␣🎻"),
+        ("\U000e0041", "\\U000e0041"),
+        ("", "⋯"),
+    ],
+)
+def test_nothing_in_a_token_is_invisible_and_nothing_steers_a_terminal(piece: str, shown: str) -> None:
+    stretches = list(seen.marked(piece))
+    assert "".join(text for text, _ in stretches) == shown
+    assert all(is_mark or text in piece for text, is_mark in stretches)
+
+
+def test_special_tokens_are_those_that_the_tokenizer_finds_whole() -> None:
+    tokenizer = models.tokenizer()
+    tokenizer.add_tokens(["<think>"])
+    ids = tokenizer("a <think> </s> < s >").input_ids
+    special = seen.special_ids(tokenizer)
+    named = [piece for piece, token in zip(seen.pieces(tokenizer, ids), ids, strict=True) if token in special]
+    assert [name.strip() for name in named] == ["<s>", "<think>", "</s>"]

@@ -7,7 +7,6 @@ a bar looks (`show.py`, `progress.py`). Heavy modules are imported by the verbs 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,9 +20,8 @@ from luthier.runs import Run
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Dataset
-    from luthier.data.seen import Seen
     from luthier.spec import Experiment
-    from luthier.studio import Draft, Studio
+    from luthier.studio import Studio
 
 File = Annotated[Path, typer.Argument(help="The experiment file.", metavar="FILE")]
 Word = Annotated[str, typer.Argument(help="A run: its id, the end of it, or its name.", metavar="RUN")]
@@ -148,14 +146,14 @@ def look(
     as_json: Json = False,
 ) -> None:
     """Rows as the model sees them: every token, those that are trained in colour."""
-    if html is not None and html.suffix.lower() not in (".html", ".htm"):
-        raise SpecError(f"`{html}` is no name of a page", "--html", "let it end in .html")
+    if html is not None:
+        screen.check_page(html)
     here, experiment = _studio(), _experiment(file, sets)
     with screen.busy(READING):
         draft = here.draft(experiment)
         shown = here.look(draft, row, worst)
     if html is not None:
-        _page(draft, shown, html)
+        screen.page(draft, shown, html)
     if as_json:
         for seen in shown:
             screen.json_line(asdict(seen))
@@ -163,18 +161,6 @@ def look(
         screen.line(str(html))
     else:
         screen.rows(shown)
-
-
-def _page(draft: Draft, shown: Sequence[Seen], path: Path) -> None:
-    """`luthier look` as a page."""
-    from luthier.data import seen_page
-
-    if not path.resolve().parent.is_dir():
-        raise NotFound(f"there is no folder {path.parent}", "--html")
-    resolved, data = draft.resolved.experiment, draft.dataset
-    splits = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
-    facts = {"model": resolved.model.name, "task": data.task, "train on": resolved.data.train_on, "rows": splits}
-    seen_page.write(shown, facts, path)
 
 
 def plan(
@@ -195,19 +181,15 @@ def plan(
     if as_json:
         told = {path: {"value": value, "origin": origins[path]} for path, value in values.items()}
         shares = {"trained_share": planned.trained_share, "shared_share": planned.shared_share}
-        screen.as_json(
-            {
-                "plan": asdict(planned) | shares,
-                "values": told,
-                "counts": draft.dataset.counts,
-                "notes": draft.resolved.notes,
-            }
-        )
+        rest = {"values": told, "counts": draft.dataset.counts, "notes": draft.resolved.notes}
+        screen.as_json({"plan": asdict(planned) | shares} | rest)
         return
     screen.table(("parameter", "value", "from"), [(path, screen.value(values[path]), origins[path]) for path in values])
-    screen.plan(planned)
+    screen.plan(planned, draft.resolved.experiment.data.accept)
     for note in (*draft.resolved.notes, *planned.warnings):
         screen.say(f"note: {note}")
+    if planned.findings:
+        screen.say(f"to see such a row: luthier look {file} --row FILE:LINE")
 
 
 # --- Tune

@@ -6,7 +6,7 @@ Lives here: words, bars, the list of findings. Does not live here: tables in gen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -22,6 +22,7 @@ WIDTH = 40
 """Columns of the longest bar."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_STYLES = {"refused": "bold red", "accepted": "yellow", "warning": "yellow", "note": "dim"}  # the gravest first
 
 
 def words(plan: Plan) -> dict[str, str]:
@@ -80,13 +81,22 @@ def _bar(share: float) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def findings(found: Sequence[Finding]) -> Iterator[Text]:
-    """What the gate finds, refusals first: code, rows, what it is, where the first stand, what to do."""
-    for finding in sorted(found, key=lambda each: each.severity != "refuse"):
-        refused = finding.severity == "refuse"
-        name, style = ("refused", "bold red") if refused else ("warning", "yellow")
-        rows = f"{finding.count:,} row" + ("s" if finding.count != 1 else "")
+def findings(found: Sequence[Finding], accepted: Collection[str] = ()) -> Iterator[Text]:
+    """What the gate finds, what is refused first: code, what and how often, where the first rows stand, what to do.
+
+    `accepted`: codes that a person has accepted.
+    """
+    named = [(_severity(finding, accepted), finding) for finding in found]
+    for name, finding in sorted(named, key=lambda each: list(_STYLES).index(each[0])):
         more = ", …" if finding.count > len(finding.rows) else ""
-        yield Text.assemble((f"{name} {finding.code}", style), f" · {rows}: {finding.message}")
+        yield Text.assemble((f"{name} {finding.code}", _STYLES[name]), f" · {finding.message}")
         yield Text(f"    {', '.join(finding.rows)}{more}", style="dim")
         yield Text(f"    → {finding.hint}")
+
+
+def _severity(finding: Finding, accepted: Collection[str]) -> str:
+    from luthier.data.gate import UNBENDING
+
+    if finding.severity != "refuse":
+        return {"warn": "warning"}.get(finding.severity, finding.severity)
+    return "accepted" if finding.code in accepted and finding.code not in UNBENDING else "refused"

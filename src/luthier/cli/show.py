@@ -11,7 +11,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -22,12 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.cli.progress import Status, after, clock
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, NotFound, SpecError
 from luthier.runs import Plan, Run, Score, read_events
 
 if TYPE_CHECKING:
     from luthier.data.seen import Seen
     from luthier.evaluation.report import Report
+    from luthier.studio import Draft
 
 WIDE = 400  # columns of a table that no terminal cuts
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "stopped": "yellow"}
@@ -135,6 +136,24 @@ def rows(shown: Sequence[Seen]) -> None:
         say("long stretches are shortened: `--html FILE` shows every token, `--json` too", style="dim")
 
 
+def check_page(path: Path) -> None:
+    """Raise where no page can be written: better before the rows are read. An experiment is never overwritten."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise SpecError(f"`{path}` is no name of a page", "--html", "let it end in .html")
+    if not path.resolve().parent.is_dir():
+        raise NotFound(f"there is no folder {path.parent}", "--html")
+
+
+def page(draft: Draft, shown: Sequence[Seen], path: Path) -> None:
+    """Rows as tokens, written as a page."""
+    from luthier.data import seen_page
+
+    experiment, data = draft.resolved.experiment, draft.dataset
+    splits = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
+    facts = {"model": experiment.model.name, "task": data.task, "train on": experiment.data.train_on, "rows": splits}
+    seen_page.write(shown, facts, path)
+
+
 def json_line(value: Any) -> None:
     """One line of JSON on standard output."""
     line(json.dumps(value, ensure_ascii=False, default=_plain))
@@ -149,14 +168,19 @@ def value(given: Any) -> str:
     return json.dumps(given, ensure_ascii=False, default=_plain)
 
 
-def plan(found: Plan) -> None:
-    """What a run would do, how long its rows are, what the gate finds, on standard output."""
+def plan(found: Plan, accepted: Collection[str]) -> None:
+    """What a run would do, how long its rows are, what the gate finds, on standard output. `accepted`: findings that a
+    person has accepted."""
     from luthier.cli import planned
 
     line("")
     pairs(planned.words(found))
     line("")
     table(("tokens", "", "training rows"), planned.bars(found.histogram))
+    if found.findings:
+        line("")
+    for text in planned.findings(found.findings, accepted):
+        out().print(text, soft_wrap=True)
 
 
 def run_row(run: Run) -> tuple[Any, ...]:
