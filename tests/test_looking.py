@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from luthier import spec
+from luthier import looking, spec
 from luthier.data import encode
 from luthier.data.seen import Seen
 from luthier.errors import DataError, LuthierError, NotFound, SpecError
@@ -167,3 +168,7 @@ def test_a_row_that_cannot_become_tokens_is_named(look: Look) -> None:
     with pytest.raises(DataError, match="column `context`") as told:
         look("5", template="{context} {input}")
     assert "rows.jsonl:" in (told.value.where or "")
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(looking).failed == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from typing import Any
 
 import numpy as np
@@ -83,3 +84,7 @@ def test_special_tokens_are_those_that_the_tokenizer_finds_whole() -> None:
     special = seen.special_ids(tokenizer)
     named = [piece for piece, token in zip(seen.pieces(tokenizer, ids), ids, strict=True) if token in special]
     assert [name.strip() for name in named] == ["<s>", "<think>", "</s>"]
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(seen).failed == 0
