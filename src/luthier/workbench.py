@@ -31,7 +31,7 @@ from luthier.evaluation import generate as speech
 from luthier.models import adapters, base, facts, methods
 from luthier.models.base import Base
 from luthier.models.methods import Tuned
-from luthier.runs import Plan, Run
+from luthier.runs import Finding, Plan, Run
 from luthier.train import measure as measuring
 from luthier.train import plan as planning
 from luthier.train.loop import Job
@@ -47,7 +47,7 @@ class Bench:
     rules: Rules
     train: tuple[Encoded, ...]
     validation: tuple[Encoded, ...]
-    findings: tuple[gate.Finding, ...]
+    findings: tuple[Finding, ...]
     remarks: tuple[str, ...]
     cut: int
 
@@ -100,16 +100,35 @@ def _laid(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Bench:
     examples = {split: dataset.examples(split) for split in ("train", "validation")}
     train = encode.encode_split(examples["train"], loaded.tokenizer, rules)
     validation = encode.encode_split(examples["validation"], loaded.tokenizer, rules)
-    known = _gate_facts(experiment, loaded)
+    known = gate_facts(experiment.method, loaded)
+    longest = max((len(row.ids_L) for row in train.rows), default=0)
     findings = [
-        *gate.inspect(train.rows, examples["train"], known),
-        *gate.inspect(validation.rows, examples["validation"], known),
-        *gate.longer_than_training(train.rows, validation.rows, examples["validation"]),
+        *gate.inspect(train.rows, examples["train"], known, "train", loaded.tokenizer),
+        *gate.inspect(validation.rows, examples["validation"], known, "validation", loaded.tokenizer, longest),
     ]
     remarks = (*loaded.notes, *_counted("train", train), *_counted("validation", validation))
     return Bench(
         experiment, dataset, loaded, rules, train.rows, validation.rows, tuple(findings), remarks, len(train.cut)
     )
+
+
+def judge(experiment: spec.Experiment, dataset: Dataset) -> None:
+    """Ask the gate about all rows of an experiment before a run of it is made. Raises DataError if it refuses."""
+    bench = lay(experiment, dataset, weights=_weights_tell(experiment))
+    gate.refuse((*bench.findings, *test_findings(bench, test_rows(bench))), experiment.data.accept)
+
+
+def test_rows(bench: Bench) -> tuple[Encoded, ...]:
+    """The test rows, of each the last answer."""
+    rules = dataclasses.replace(bench.rules, train_on="last")
+    return encode.encode_split(bench.dataset.examples("test"), bench.base.tokenizer, rules).rows
+
+
+def test_findings(bench: Bench, rows: Sequence[Encoded]) -> list[Finding]:
+    """What the gate says of the test `rows`."""
+    longest = max(len(row.ids_L) for row in bench.train)
+    known = gate_facts(bench.experiment.method, bench.base)
+    return gate.inspect(rows, bench.dataset.examples("test"), known, "test", bench.base.tokenizer, longest)
 
 
 def rules_of(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Rules:
@@ -130,20 +149,23 @@ def rules_of(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Rul
     )
 
 
-def _virtual_tokens(method: spec.Method) -> int:
+def _virtual_tokens(method: spec.Method | None) -> int:
     return method.virtual_tokens or 0 if isinstance(method, spec.PromptTuning) else 0
 
 
-def _gate_facts(experiment: spec.Experiment, loaded: Base) -> gate.GateFacts:
-    frozen = not isinstance(experiment.method, spec.Full)
+def gate_facts(method: spec.Method | None, loaded: Base) -> gate.GateFacts:
+    """What the gate must know of a base and how it is tuned (None: not at all)."""
+    frozen, template = not isinstance(method, spec.Full), loaded.tokenizer.chat_template or ""
     return gate.GateFacts(
         end_token_ids=loaded.end_token_ids,
         bos_id=loaded.tokenizer.bos_token_id,
         positions=loaded.facts.positions,
         untrained_ids=base.untrained_token_ids(loaded) if frozen else frozenset(),
-        virtual_tokens=_virtual_tokens(experiment.method),
+        virtual_tokens=_virtual_tokens(method),
         family=loaded.family,
         unknown_id=loaded.tokenizer.unk_token_id,
+        pad_id=loaded.pad_token_id,
+        dated="strftime_now" in (template if isinstance(template, str) else str(template)),
     )
 
 
@@ -175,13 +197,14 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
         planned, said = dataclasses.replace(planned, shared_tokens=0), [tuned.note]
     warnings = (*planned.warnings, *said, *bench.remarks)
     found = _found(experiment, dataset, planned, told["longest_answer"])
-    planned = dataclasses.replace(planned, histogram=planning.histogram(lengths), splits=_fates(bench))
-    return dataclasses.replace(planned, warnings=warnings, findings=bench.findings, lengths=told, found=found)
+    test = test_rows(bench)
+    findings = (*bench.findings, *test_findings(bench, test))
+    planned = dataclasses.replace(planned, histogram=planning.histogram(lengths), splits=_fates(bench, test))
+    return dataclasses.replace(planned, warnings=warnings, findings=findings, lengths=told, found=found)
 
 
-def _fates(bench: Bench) -> dict[str, dict[str, int]]:
+def _fates(bench: Bench, test: Sequence[Encoded]) -> dict[str, dict[str, int]]:
     """How many rows of each split are used, dropped by the length policy, and cut by it."""
-    test = encode.encode_split(bench.dataset.examples("test"), bench.base.tokenizer, bench.rules).rows
     rows = {"train": bench.train, "validation": bench.validation, "test": test}
     return {
         split: {"rows": len(used), "dropped": bench.dataset.counts[split] - len(used), "cut": sum(r.cut for r in used)}

@@ -6,11 +6,9 @@ import doctest
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from luthier.cli import planned
-from luthier.data.gate import Finding
-from luthier.runs import Plan
+from luthier.runs import Finding, Plan, Severity
 from luthier.train import plan as planning
 from tests import rows
 from tests.cli.conftest import Luthier
@@ -18,8 +16,9 @@ from tests.cli.conftest import Luthier
 EMPTY = Plan(1, 1, 100, 25, 40, 0, None, None, None)
 
 
-def finding(code: str, severity: Literal["refuse", "warn"], message: str, *places: str, count: int = 1) -> Finding:
-    return Finding(code=code, severity=severity, message=message, rows=places, hint=f"mend {code}", count=count)
+def finding(code: str, severity: Severity, message: str, *places: str, count: int = 1) -> Finding:
+    excerpts = tuple(f"…so ⟦{code}⟧" for _ in places)
+    return Finding(code, severity, "train", message, count, places, excerpts, f"mend {code}")
 
 
 WARNING = finding("G03", "warn", "the answer was cut (1 of 9 rows)", "a.jsonl:1")
@@ -52,17 +51,19 @@ def test_findings_are_listed_refusals_first_with_rows_and_what_to_do() -> None:
     assert [text.plain for text in said] == [
         "refused G01 · no end is trained (1,200 of 2,000 rows)",
         "    a.jsonl:4, a.jsonl:9, …",
+        "    …so ⟦G01⟧",
         "    → mend G01",
         "warning G03 · the answer was cut (1 of 9 rows)",
         "    a.jsonl:1",
+        "    …so ⟦G03⟧",
         "    → mend G03",
     ]
-    styles = [next(str(span.style) for span in text.spans) for text in (said[0], said[3])]
+    styles = [next(str(span.style) for span in text.spans) for text in (said[0], said[4])]
     assert "red" in styles[0] and "yellow" in styles[1]
 
 
 def test_what_a_person_accepted_is_no_refusal_unless_training_would_fail() -> None:
-    said = [text.plain.split(" ·")[0] for text in planned.findings([REFUSAL, UNBENDING], ("G01", "G02"))][::3]
+    said = [text.plain.split(" ·")[0] for text in planned.findings([REFUSAL, UNBENDING], ("G01", "G02"))][::4]
     assert said == ["refused G02", "accepted G01"]
 
 
@@ -106,6 +107,7 @@ def test_a_plan_lists_what_the_gate_finds_and_look_shows_such_a_row(
     [where] = found["rows"]
     assert found["code"] == "G03" and found["count"] == 1 and where.endswith("rows.jsonl:1")
     said = luthier("plan")
-    assert f"warning G03 · {found['message']}\n    {where}\n    → {found['hint']}\n" in said.out
+    assert f"warning G03 · {found['message']}\n    {where}\n" in said.out
+    assert f"    {found['excerpts'][0]}\n    → {found['hint']}\n" in said.out
     assert "luthier look experiment.yaml --row FILE:LINE" in said.err and "G03" not in said.err
     assert "cut: 60 of its" in luthier("look", "--row", where).out

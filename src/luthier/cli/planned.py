@@ -7,16 +7,12 @@ Lives here: words, bars, the list of findings. Does not live here: tables in gen
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from luthier.cli.progress import clock
 from luthier.cli.show import size
-from luthier.runs import Plan
-
-if TYPE_CHECKING:
-    from luthier.data.gate import Finding
+from luthier.runs import Finding, Plan
 
 WIDTH = 40
 """Columns of the longest bar."""
@@ -82,7 +78,8 @@ def _bar(share: float) -> str:
 
 
 def findings(found: Sequence[Finding], accepted: Collection[str] = ()) -> Iterator[Text]:
-    """What the gate finds, what is refused first: code, what and how often, where the first rows stand, what to do.
+    """What the gate finds, what is refused first: code, what and how often, where the first rows stand, how the first
+    looks, what to do.
 
     `accepted`: codes that a person has accepted.
     """
@@ -91,12 +88,14 @@ def findings(found: Sequence[Finding], accepted: Collection[str] = ()) -> Iterat
         more = ", …" if finding.count > len(finding.rows) else ""
         yield Text.assemble((f"{name} {finding.code}", _STYLES[name]), f" · {finding.message}")
         yield Text(f"    {', '.join(finding.rows)}{more}", style="dim")
+        if finding.excerpts:
+            yield Text(f"    {finding.excerpts[0]}")
         yield Text(f"    → {finding.hint}")
 
 
 def _severity(finding: Finding, accepted: Collection[str]) -> str:
-    from luthier.data.gate import UNBENDING
+    from luthier.data import gate
 
-    if finding.severity != "refuse":
-        return {"warn": "warning"}.get(finding.severity, finding.severity)
-    return "accepted" if finding.code in accepted and finding.code not in UNBENDING else "refused"
+    if gate.is_accepted(finding, accepted):
+        return "accepted"
+    return {"refuse": "refused", "warn": "warning", "note": "note"}[finding.severity]

@@ -10,15 +10,17 @@ a text otherwise than its parts; a token that straddles the boundary belongs to 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from luthier.data.examples import Encoded, Example, answer_text
+from luthier.data.controls import Coded, Controls, controls_of, is_marked, spell, unmark
+from luthier.data.examples import Encoded, Example, Message, answer_text
 from luthier.data.layout import Piece, Rules, encoder_text, pieces, source
-from luthier.data.templates import Span
+from luthier.data.templates import Ask, Row, Span, answered
 from luthier.errors import DataError, ModelError, did_you_mean
 
 __all__ = ["EncodedSplit", "Rules", "encode", "encode_prompt", "encode_split", "reference"]
@@ -37,12 +39,13 @@ class EncodedSplit:
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """An example's tokens before the length policy. `start`: where generation begins."""
+    """An example's tokens before the length policy. `start`: where generation begins. `spelled`: see `Encoded`."""
 
     ids: list[int]
     train: np.ndarray
     start: int
     label: int = -1
+    spelled: bool = False
 
 
 def encode(example: Example, tokenizer: Any, rules: Rules) -> Encoded | None:
@@ -108,7 +111,8 @@ def _under_policy(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> 
                 dropped.append(f"{name}, of which the first {_room(rules)} hold nothing to train")
                 continue
             cut.append(f"{name}, the first {_room(rules)} are used")
-        rows.append(Encoded(example.id, np.asarray(kept.ids, np.int32), kept.train, kept.label, was_cut))
+        ids_L = np.asarray(kept.ids, np.int32)
+        rows.append(Encoded(example.id, ids_L, kept.train, kept.label, was_cut, kept.spelled))
     if long:
         raise _too_long(long, len(examples), rules)
     return EncodedSplit(tuple(rows), tuple(dropped), tuple(cut))
@@ -218,14 +222,25 @@ def _opening(tokenizer: Any) -> list[int]:
 
 
 def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
-    opening = _opening(tokenizer)
+    opening, controls = _opening(tokenizer), controls_of(tokenizer, rules.end_token_ids)
+    stop = functools.cache(lambda: _stop_of_template(tokenizer, rules))
     for start in range(0, len(examples), _BATCH):
-        batch = [pieces(example, tokenizer, rules) for example in examples[start : start + _BATCH]]
+        part = examples[start : start + _BATCH]
+        batch = answered(tokenizer, [pieces(example, rules, controls) for example in part])
         texts = [piece.text for parts in batch for piece in parts]
         found = ((coded.ids, coded.offsets) for coded in _coded(texts, tokenizer))
-        for parts in batch:
+        for example, parts in zip(part, batch, strict=True):
+            told = [
+                (
+                    piece,
+                    coded
+                    if not piece.letters
+                    else spell(tokenizer, piece.text, piece.letters, controls, example.where),
+                )
+                for piece, coded in zip(parts, found, strict=False)
+            ]
             templated = any(piece.end == "template" for piece in parts)
-            yield _joined([(piece, *next(found)) for piece in parts], [] if templated else opening, rules)
+            yield _joined(told, [] if templated else opening, rules, stop)
 
 
 def _coded(texts: Sequence[str], tokenizer: Any) -> Sequence[Any]:
@@ -236,11 +251,11 @@ def _coded(texts: Sequence[str], tokenizer: Any) -> Sequence[Any]:
     return tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
 
 
-def _joined(parts: Sequence[tuple[Piece, list[int], list[Span]]], opening: list[int], rules: Rules) -> _Tokens:
+def _joined(parts: Sequence[tuple[Piece, Coded]], opening: list[int], rules: Rules, stop: Callable[[], int]) -> _Tokens:
     """The tokens of a decoder's example. The very first token is never trained: nothing precedes it."""
     ids, flags, start = list(opening), [np.full(len(opening), rules.train_on == "all")], None
-    for piece, piece_ids, offsets in parts:
-        train, own = _flags(piece, piece_ids, offsets, rules.end_token_ids)
+    for piece, (piece_ids, offsets) in parts:
+        train, own = _flags(piece, piece_ids, offsets, rules.end_token_ids, stop)
         if piece.answer is not None:
             start = len(ids) + _first_beyond(offsets, piece.answer)
         ids += own
@@ -248,7 +263,8 @@ def _joined(parts: Sequence[tuple[Piece, list[int], list[Span]]], opening: list[
     train = np.concatenate(flags)
     if len(train):
         train[0] = False
-    return _Tokens(ids, train, len(ids) if start is None else start)
+    spelled = any(piece.letters for piece, _ in parts)
+    return _Tokens(ids, train, len(ids) if start is None else start, spelled=spelled)
 
 
 def _first_beyond(offsets: Sequence[Span], place: int) -> int:
@@ -264,20 +280,22 @@ def _first_behind(offsets: Sequence[Span], place: int, first: int) -> int:
 
 
 def _flags(
-    piece: Piece, ids: list[int], offsets: Sequence[Span], ends: tuple[int, ...]
+    piece: Piece, ids: list[int], offsets: Sequence[Span], ends: tuple[int, ...], stop: Callable[[], int]
 ) -> tuple[np.ndarray, list[int]]:
     """Which tokens of a piece are trained, and its ids with the end token that was appended, if any."""
     train = np.zeros(len(ids) + 1, bool)
-    append = piece.end == "append"
-    for begin, stop in piece.spans:
+    append = piece.end == "append" and not (piece.spans and ids and ids[-1] in ends)  # some rows bring theirs along
+    for begin, close in piece.spans:
         first = _first_beyond(offsets, begin)
-        last = len(ids) if stop >= len(piece.text) else _first_behind(offsets, stop, first)
+        last = len(ids) if close >= len(piece.text) else _first_behind(offsets, close, first)
         if piece.end == "template":
             last, missing = _turn_end(piece, ids, offsets, (first, last), ends)
             append |= missing
         train[first:last] = True
         train[-1] |= append and last == len(ids)
-    return (train, [*ids, ends[0]]) if append else (train[:-1], ids)
+    if not append:
+        return train[:-1], ids
+    return train, [*ids, stop() if piece.end == "template" else ends[0]]
 
 
 def _turn_end(
@@ -286,18 +304,43 @@ def _turn_end(
     """Where a templated turn's training stops: behind its end token, and whether one has to be appended.
 
     A turn as the template writes it: `answer <|im_end|> \\n`: what follows the end token is not the model's to say. A
-    template may leave the end token to the next turn's opening (GLM), or out altogether.
+    template may write two of them (Phi), leave it to the next turn's opening (GLM), or out altogether.
     """
     first, last = tokens
-    for i in range(last - 1, first - 1, -1):
-        if ids[i] in ends:
-            return i + 1, False
-    i = last
-    while i < len(ids) and not piece.text[offsets[i][0] : offsets[i][1]].strip():
-        i += 1
-    if i < len(ids):
-        return (i + 1, False) if ids[i] in ends else (last, False)
+
+    def blank(i: int) -> bool:
+        return not piece.text[offsets[i][0] : offsets[i][1]].strip()
+
+    at = next((i for i in range(last - 1, first - 1, -1) if ids[i] in ends), None)
+    if at is not None:
+        for i in range(at - 1, first - 1, -1):  # of several with nothing but space between them the first one stops
+            if ids[i] in ends:
+                at = i
+            elif not blank(i):
+                break
+        return at + 1, False
+    at = last
+    while at < len(ids) and blank(at):
+        at += 1
+    if at < len(ids):
+        return (at + 1, False) if ids[at] in ends else (last, False)
     return len(ids), True
+
+
+def _stop_of_template(tokenizer: Any, rules: Rules) -> int:
+    """The end token of a turn which its template leaves open: that with which the user's next turn would begin."""
+
+    def probe() -> Row[str]:
+        turns = [Message(role, "x") for role in ("user", "assistant", "user")]
+        told, whole = yield Ask(turns, None, ((2, False), (3, False)), "")
+        return whole[len(told) :] if whole.startswith(told) else ""
+
+    try:
+        (behind,) = answered(tokenizer, [probe()])
+    except DataError:
+        behind = ""
+    ids = tokenizer(behind.lstrip(), add_special_tokens=False).input_ids
+    return ids[0] if ids and ids[0] in rules.end_token_ids else rules.end_token_ids[0]
 
 
 # -- the other families ------------------------------------------------------------------------------------------------
@@ -305,14 +348,26 @@ def _turn_end(
 
 def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
     """Source as the tokenizer gives a lone text, target likewise and always ended by an end token."""
+    controls = controls_of(tokenizer, rules.end_token_ids)
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        asked = tokenizer([source(example, tokenizer, rules) for example in batch], verbose=False).input_ids
+        texts = answered(tokenizer, [source(example, rules, controls) for example in batch])
+        asked = tokenizer(texts, verbose=False).input_ids
         told = tokenizer(text_target=[answer_text(example) for example in batch], verbose=False).input_ids
-        for ids, target in zip(asked, told, strict=True):
+        for example, text, ids, target in zip(batch, texts, asked, told, strict=True):
+            if spelled := is_marked(text):
+                ids = _spelled(tokenizer, text, _around(tokenizer), controls, example.where)
             ended = target if target and target[-1] in rules.end_token_ids else [*target, rules.end_token_ids[0]]
             train = np.arange(len(ids) + len(ended)) >= len(ids)
-            yield _Tokens(ids + ended, train, len(ids))
+            yield _Tokens(ids + ended, train, len(ids), spelled=spelled)
+
+
+def _spelled(
+    tokenizer: Any, marked: str, around: tuple[list[int], list[int]], controls: Controls, where: str
+) -> list[int]:
+    """A marked text as ids, with what stands around a text by itself."""
+    text, letters, _ = unmark(marked, where)
+    return [*around[0], *spell(tokenizer, text, letters, controls, where)[0], *around[1]]
 
 
 def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
@@ -320,15 +375,17 @@ def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -
     index = {label: i for i, label in enumerate(rules.labels)}
     if not index:
         raise DataError(f"an encoder needs class names; the task is {rules.task}", hint="task: classification")
-    opening, closing = _enclosure(tokenizer)
+    (opening, closing), controls = _enclosure(tokenizer), controls_of(tokenizer)
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        texts = [encoder_text(example, rules) for example in batch]
+        texts = [encoder_text(example, rules, controls) for example in batch]
         coded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-        for example, ids in zip(batch, coded, strict=True):
+        for example, text, ids in zip(batch, texts, coded, strict=True):
             whole = opening + ids + closing
+            if spelled := is_marked(text):
+                whole = _spelled(tokenizer, text, (opening, closing), controls, example.where)
             label = _class(example, index)
-            yield _Tokens(whole, np.zeros(len(whole), bool), len(whole), label)
+            yield _Tokens(whole, np.zeros(len(whole), bool), len(whole), label, spelled)
 
 
 def _class(example: Example, index: dict[str, int]) -> int:
