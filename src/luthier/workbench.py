@@ -181,7 +181,8 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
 
 def _fates(bench: Bench) -> dict[str, dict[str, int]]:
     """How many rows of each split are used, dropped by the length policy, and cut by it."""
-    test = encode.encode_split(bench.dataset.examples("test"), bench.base.tokenizer, bench.rules).rows
+    asked = dataclasses.replace(bench.rules, train_on="last")  # of a test row the last answer is asked for
+    test = encode.encode_split(bench.dataset.examples("test"), bench.base.tokenizer, asked).rows
     rows = {"train": bench.train, "validation": bench.validation, "test": test}
     return {
         split: {"rows": len(used), "dropped": bench.dataset.counts[split] - len(used), "cut": sum(r.cut for r in used)}
