@@ -164,6 +164,22 @@ def test_of_an_encoders_row_the_class_is_named_and_nothing_is_least_trained(look
     assert all(seen.special[0] and seen.special[-1] and seen.pieces[0] == "[CLS]" for seen in shown)
 
 
+def test_of_a_chat_in_test_only_the_last_answer_is_marked_as_it_is_asked_for(look: Look, tmp_path: Path) -> None:
+    def chats(name: str) -> str:
+        turns = [("user", "hi"), ("assistant", "well"), ("user", "and"), ("assistant", "good")]
+        told = [[{"role": role, "content": f"{text} {name} {i}"} for role, text in turns] for i in range(4)]
+        return str(rows.write(tmp_path / f"{name}.jsonl", [{"messages": messages} for messages in told]))
+
+    sources = {name: chats(name) for name in ("train", "validation", "test")}
+    trained, asked = look("1", "test:1", **sources)
+    assert "".join(trained.pieces).count("</s>") == "".join(asked.pieces).count("</s>") == 2
+    for seen, said in ((trained, 2), (asked, 1)):
+        marked = "".join(piece for piece, learned in zip(seen.pieces, seen.trained, strict=True) if learned)
+        assert marked.count("</s>") == said and marked.count("good") == 1
+    worst = [seen for seen in look("1", "test:1", worst=True, **sources) if seen.split == "test"]
+    assert f"least trained: {sum(asked.trained)} of {len(asked.ids)} tokens" in worst[0].worst
+
+
 def test_a_row_that_cannot_become_tokens_is_named(look: Look) -> None:
     with pytest.raises(DataError, match="column `context`") as told:
         look("5", template="{context} {input}")

@@ -150,7 +150,9 @@ def _worst(rows: Iterator[_Row], loaded: Base, rules: Rules) -> list[tuple[_Row,
     kinds = _kinds(rules)
     top: dict[str, list[_Weighed]] = {kind: [] for kind in kinds}
     while chunk := list(itertools.islice(rows, _CHUNK)):
-        weighed = _weighed(chunk, loaded, rules)
+        weighed: list[_Weighed] = []
+        for split, part in itertools.groupby(chunk, key=lambda row: row.split):
+            weighed += _weighed(list(part), loaded, _asked(rules, split))
         for kind, (counts, key, _) in kinds.items():
             top[kind] = heapq.nlargest(FIRST, [*top[kind], *filter(counts, weighed)], key=key)
     found: dict[tuple[str, int], tuple[_Row, list[str]]] = {}
@@ -195,6 +197,11 @@ def _weighed(rows: Sequence[_Row], loaded: Base, rules: Rules) -> list[_Weighed]
     return found
 
 
+def _asked(rules: Rules, split: str) -> Rules:
+    """The rules of a split: a test row is asked for its last answer, whatever is trained."""
+    return dataclasses.replace(rules, train_on="last") if split == "test" else rules
+
+
 def _unlimited(rules: Rules) -> Rules:
     return dataclasses.replace(rules, max_seq_length=None, positions=None)
 
@@ -214,6 +221,7 @@ def _keeps(whole: Encoded, rules: Rules) -> np.ndarray:
 
 # --- a row
 def _seen(row: _Row, loaded: Base, rules: Rules, worst: tuple[str, ...] = ()) -> Seen:
+    rules = _asked(rules, row.split)
     whole = encode.encode(row.example, loaded.tokenizer, _unlimited(rules))
     assert whole is not None  # without a limit nothing is dropped
     shown, fate, remark = _under_policy(row.example, whole, loaded, rules)
