@@ -121,12 +121,21 @@ def test_the_worst_are_the_longest_the_most_cut_and_the_least_trained(look: Look
     cut = {i: whole[i].whole - limit for i in whole if whole[i].whole > limit}
     assert 0 < len(cut) < 8  # both kinds of rows are there
     for i in sorted(cut, key=lambda i: -cut[i])[:3]:
-        assert f"most cut: {cut[i]:,} tokens" in told[i]
+        assert f"most cut: {cut[i]:,} tokens beyond the limit" in told[i]
     left = {i: sum(seen.trained[:limit]) for i, seen in whole.items()}
     least = sorted(left, key=lambda i: (left[i], -min(whole[i].whole, limit)))[:3]
     assert {i for i in told if any(words.startswith("least trained") for words in told[i])} == set(least)
     for i in least:
         assert f"least trained: {left[i]:,} of {min(whole[i].whole, limit):,} tokens" in told[i]
+
+
+@pytest.mark.parametrize(("overlength", "kind"), [("drop", "dropped"), ("error", "refused")])
+def test_a_row_that_is_not_trained_at_all_is_not_the_least_trained(look: Look, overlength: str, kind: str) -> None:
+    shown = look("train", worst=True, limit=60, overlength=overlength)
+    for seen in shown:
+        names = [words.split(":")[0] for words in seen.worst]
+        assert (f"too long, {kind}" in names) == (seen.fate == kind) != ("least trained" in names)
+    assert {seen.fate for seen in shown} == {"used", kind}
 
 
 def test_the_worst_of_all_splits_and_of_those_that_are_named(look: Look) -> None:

@@ -174,12 +174,12 @@ def _kinds(rules: Rules) -> dict[str, _Kind]:
         over: (
             lambda w: w.beyond > 0,
             lambda w: (w.beyond,),
-            lambda w: f"{w.beyond:,} tokens",
+            lambda w: f"{w.beyond:,} tokens beyond the limit",
         ),
     }
     if rules.family != "encoder":
         kinds["least trained"] = (
-            lambda _: True,
+            lambda w: rules.overlength == "cut" or not w.beyond,  # others are not trained at all
             lambda w: (-w.trained, w.seen),
             lambda w: f"{w.trained:,} of {w.seen:,} tokens",
         )
