@@ -132,6 +132,18 @@ class Plan:
     found: dict[str, Any] = field(default_factory=dict)  # values that nobody chose: what they are by data and base
     findings: tuple[Finding, ...] = ()  # what the gate says of the tokens
     measured: bool = False  # whether memory and seconds were measured, not computed
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)  # of each split: rows used, dropped, cut
+    histogram: tuple[tuple[int, int, int], ...] = ()  # (from, to, training rows of so many tokens), without gaps
+
+    @property
+    def trained_share(self) -> float:
+        """How much of the tokens is trained."""
+        return self.trained_tokens / max(self.tokens, 1)
+
+    @property
+    def shared_share(self) -> float:
+        """How much of the tokens need not be computed, because rows begin alike."""
+        return self.shared_tokens / max(self.tokens, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from luthier.runs import Event, Plan, Run
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Dataset
+    from luthier.data.seen import Seen
     from luthier.evaluation.report import Comparison, Report
     from luthier.publishing import Published
-    from luthier.workbench import Reply, Seen
+    from luthier.workbench import Reply
 
 
 Described = spec.Experiment | str | Path
@@ -87,12 +88,16 @@ class Studio:
         planned = workbench.plan(draft.resolved, draft.dataset)
         return workbench.measured(draft.resolved, draft.dataset, planned) if measure else planned
 
-    def look(self, experiment: Described, count: int = 3, split: str = "train") -> list[Seen]:
-        """The first rows of a split as the model would see them, token by token."""
-        from luthier import workbench
+    def look(self, experiment: Described | Draft, rows: Sequence[str] = (), worst: bool = False) -> list[Seen]:
+        """Rows as the model would see them, token by token: the first of train, or those that `rows` name.
 
-        draft = self.draft(experiment)
-        return workbench.look(draft.resolved, draft.dataset, count, split)
+        A name is a number (`17`), a range (`1-10`), a split (`test`, `test:3`), a file and line (`rows.jsonl:17`). With
+        `worst` those among them (without names: among all) that are longest, lose most tokens, are trained least.
+        """
+        from luthier import looking
+
+        draft = experiment if isinstance(experiment, Draft) else self.draft(experiment)
+        return looking.look(draft.resolved, draft.dataset, rows, worst)
 
     # --- runs
     def tune(self, experiment: Described, new: bool = False) -> Run:

@@ -115,16 +115,20 @@ def _laid(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Bench:
 def judge(experiment: spec.Experiment, dataset: Dataset) -> None:
     """Ask the gate about all rows of an experiment before a run of it is made. Raises DataError if it refuses."""
     bench = lay(experiment, dataset, weights=_weights_tell(experiment))
-    gate.refuse((*bench.findings, *findings_of_test(bench)), experiment.data.accept)
+    gate.refuse((*bench.findings, *test_findings(bench, test_rows(bench))), experiment.data.accept)
 
 
-def findings_of_test(bench: Bench) -> list[Finding]:
-    """What the gate says of the test rows, of each the last answer."""
-    examples, rules = bench.dataset.examples("test"), dataclasses.replace(bench.rules, train_on="last")
-    rows = encode.encode_split(examples, bench.base.tokenizer, rules).rows
+def test_rows(bench: Bench) -> tuple[Encoded, ...]:
+    """The test rows, of each the last answer."""
+    rules = dataclasses.replace(bench.rules, train_on="last")
+    return encode.encode_split(bench.dataset.examples("test"), bench.base.tokenizer, rules).rows
+
+
+def test_findings(bench: Bench, rows: Sequence[Encoded]) -> list[Finding]:
+    """What the gate says of the test `rows`."""
     longest = max(len(row.ids_L) for row in bench.train)
     known = gate_facts(bench.experiment.method, bench.base)
-    return gate.inspect(rows, examples, known, "test", bench.base.tokenizer, longest)
+    return gate.inspect(rows, bench.dataset.examples("test"), known, "test", bench.base.tokenizer, longest)
 
 
 def rules_of(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Rules:
@@ -176,7 +180,7 @@ def _counted(split: str, encoded: EncodedSplit) -> list[str]:
 
 
 def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
-    """What a run would do, with what the gate and the length policy say among its warnings."""
+    """What a run would do, with what the gate finds, and what the length policy does among the warnings."""
     experiment, neighbours = resolved.experiment, hardware.Neighbours()
     bench = lay(experiment, dataset, weights=_weights_tell(experiment))
     tuned, machine = _shaped(experiment, bench.base), hardware.machine()
@@ -190,12 +194,22 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
         "longest_answer": max(int(row.train_L.sum()) for row in bench.train),
     }
     if tuned.note:  # rows apart: nothing is shared
-        planned, said = dataclasses.replace(planned, shared_tokens=0), [*said, tuned.note]
+        planned, said = dataclasses.replace(planned, shared_tokens=0), [tuned.note]
     warnings = (*planned.warnings, *said, *bench.remarks)
     found = _found(experiment, dataset, planned, told["longest_answer"])
-    return dataclasses.replace(
-        planned, warnings=warnings, lengths=told, found=found, findings=(*bench.findings, *findings_of_test(bench))
-    )
+    test = test_rows(bench)
+    findings = (*bench.findings, *test_findings(bench, test))
+    planned = dataclasses.replace(planned, histogram=planning.histogram(lengths), splits=_fates(bench, test))
+    return dataclasses.replace(planned, warnings=warnings, findings=findings, lengths=told, found=found)
+
+
+def _fates(bench: Bench, test: Sequence[Encoded]) -> dict[str, dict[str, int]]:
+    """How many rows of each split are used, dropped by the length policy, and cut by it."""
+    rows = {"train": bench.train, "validation": bench.validation, "test": test}
+    return {
+        split: {"rows": len(used), "dropped": bench.dataset.counts[split] - len(used), "cut": sum(r.cut for r in used)}
+        for split, used in rows.items()
+    }
 
 
 def _found(experiment: spec.Experiment, dataset: Dataset, planned: Plan, longest_answer: int) -> dict[str, Any]:
@@ -271,50 +285,6 @@ def _measure(folder: Path) -> measuring.Measured:
 def _weights_tell(experiment: spec.Experiment) -> bool:
     """Whether a plan must read weights: those of an encoder tell which parts of its head are new, and are small."""
     return facts.inspect(experiment.model.name, experiment.model.revision).family == "encoder"
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A row as a model sees it: its tokens as text, and which of them are trained; an encoder's class in `label`."""
-
-    where: str
-    pieces: tuple[str, ...]
-    trained: tuple[bool, ...]
-    label: str | None
-
-
-def look(resolved: presets.Resolved, dataset: Dataset, count: int, split: str) -> list[Seen]:
-    """The first `count` rows of `split` as tokens."""
-    loaded = base.load(resolved.experiment.model, resolved.experiment.method, dataset.labels, weights=False)
-    rules = rules_of(resolved.experiment, dataset, loaded)
-    seen = []
-    for example in dataset.examples(split)[:count]:
-        row = encode.encode(example, loaded.tokenizer, rules)
-        if row is not None:
-            pieces = _pieces(loaded.tokenizer, row.ids_L.tolist())
-            label = dataset.labels[row.label] if row.label >= 0 else None
-            seen.append(Seen(example.where, pieces, tuple(map(bool, row.train_L)), label))
-    return seen
-
-
-def _pieces(tokenizer: Any, ids: list[int]) -> tuple[str, ...]:
-    """What each token adds to the text; a token that ends within a letter adds nothing, the next one all of it.
-
-    Only the last tokens are decoded again: those of the piece before, beside which a token shows its space, and those
-    that wait for the end of a letter.
-    """
-    pieces, before, begun, said = [], 0, 0, 0
-    for end in range(1, len(ids) + 1):
-        told, longer = (
-            tokenizer.decode(ids[before:to], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            for to in (begun, end)
-        )
-        new = longer.rstrip("\ufffd")[len(told) :]
-        pieces.append(new[said:])
-        said = max(said, len(new))
-        if new and not longer.endswith("\ufffd"):
-            before, begun, said = begun, end, 0
-    return tuple(pieces)
 
 
 def learned(run: Run) -> Path:

@@ -26,7 +26,7 @@ OWN_FLAGS = {
     "doctor": {"--json"},
     "schema": set(),
     "prepare": {"--json"},
-    "look": {"--rows", "--split", "--set", "--json"},
+    "look": {"--row", "--worst", "--html", "--set", "--json"},
     "plan": {"--set", "--measure", "--json"},
     "tune": {"--set", "--accept", "--new", "--json"},
     "stop": set(),
@@ -158,7 +158,7 @@ def test_python_takes_the_path_of_an_experiment_where_it_takes_an_experiment(
     told = json.loads(luthier("plan", "--json").out)["plan"]
     for given in (experiment, str(experiment), spec.load(experiment)):
         assert plan(given).steps == told["steps"] == 3
-        assert Studio().look(given, 1)
+        assert Studio().look(given, ["1"])
     for wrong in ({"model": "m"}, 3):
         with pytest.raises(SpecError, match="an Experiment or the path of its file is needed"):
             plan(wrong)  # type: ignore[arg-type]
@@ -202,6 +202,7 @@ def test_a_failed_run_says_why_and_shows_it_again(luthier: Luthier, experiment: 
         (("prepare", "header.csv"), "it is empty, or holds a header alone"),
         (("prepare", "rows"), "doesn't contain any data files"),
         (("prepare", "absent.jsonl"), "absent.jsonl"),
+        (("look", "absent.yaml"), "does not exist"),
     ],
 )
 def test_what_is_not_there_is_your_input(luthier: Luthier, words: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -229,15 +230,34 @@ def test_before_a_run_data_tokens_and_plan_are_shown(luthier: Luthier, experimen
     prepared = luthier("prepare", "pairs.jsonl")
     assert "input_output rows for classification" in prepared.err and Path(prepared.out.strip()).is_dir()
     assert json.loads(luthier("prepare", experiment, "--json").out)["labels"] == sorted(rows.COLOURS)
-    looked = luthier("look", "--rows", 1)
-    assert re.search(r"Output:⟦ (red|green|blue)</s>⟧", looked.out) and "trained" in looked.err
-    [seen] = (json.loads(line) for line in luthier("look", "--rows", 1, "--json").out.splitlines())
-    assert len(seen["pieces"]) == len(seen["trained"]) and "".join(seen["pieces"]) in looked.out.replace("⟦", "")
+    looked = luthier("look", "--row", 1)
+    assert looked.out.startswith("train 1 · ") and re.search(r":⟦␣[¦a-z]+⟨</s>⟩⟧\n", looked.out)
+    assert "⟦trained⟧" in looked.err and "␣ space" in looked.err
+    [seen] = (json.loads(line) for line in luthier("look", "--row", 1, "--json").out.splitlines())
+    assert len(seen["pieces"]) == len(seen["trained"]) == len(seen["ids"]) == len(seen["special"])
+    assert re.search(r"Output: (red|green|blue)</s>$", "".join(seen["pieces"]))
     planned = luthier("plan").out
     assert re.search(r"training\.learning_rate +0\.01 +you", planned) and "3 in all" in planned
     assert re.search(r"data\.format +input_output +found", planned) and "by formula" in planned
+    assert re.search(r"rows +\d+ train, \d+ validation, \d+ test", planned) and re.search(r"–\d+ +█{40} +\d+", planned)
     measured = json.loads(luthier("plan", "--measure", "--json").out)["plan"]
     assert measured["measured"] and measured["memory_bytes"] > 2**20 and measured["seconds"] > 0
+
+
+def test_rows_are_written_as_a_page_and_never_over_an_experiment(
+    luthier: Luthier, experiment: Path, tmp_path: Path
+) -> None:
+    written = luthier("look", "--worst", "--html", "rows.html")
+    page = (tmp_path / "rows.html").read_text()
+    assert written.out == "rows.html\n" and "longest: " in page
+    assert page.count('<section class="card"') >= 3 and "&lt;/s&gt;" in page
+    both = luthier("look", "--row", "test:1", "--html", "rows.html", "--json")
+    assert json.loads(both.out)["split"] == "test" and "longest" not in (tmp_path / "rows.html").read_text()
+    before = experiment.read_text()
+    for given, said in (("experiment.yaml", "is no name of a page"), ("nowhere/rows.html", "there is no folder")):
+        refused = luthier("look", "--html", given)
+        assert refused.code == 2 and said in refused.err and refused.out == ""
+    assert experiment.read_text() == before
 
 
 def test_after_a_run_it_is_listed_shown_asked_and_compared(

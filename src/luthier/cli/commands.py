@@ -156,22 +156,30 @@ def prepare(
 
 def look(
     file: File = EXPERIMENT,
-    rows: Annotated[int, typer.Option(help="How many rows.", min=1)] = 3,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    row: Annotated[
+        list[str], typer.Option(help="Which: 17, 1-10, test, test:3, rows.jsonl:17; may be repeated.", metavar="WHICH")
+    ] = NOTHING,
+    worst: Annotated[bool, typer.Option("--worst", help="The longest, the most cut, the least trained.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write them as a page.")] = None,
     sets: Set = NOTHING,
     as_json: Json = False,
 ) -> None:
     """Rows as the model sees them: every token, those that are trained in colour."""
-    experiment = _experiment(file, sets)
+    if html is not None:
+        screen.check_page(html)
+    here, experiment = _studio(), _experiment(file, sets)
     with screen.busy(READING):
-        shown = _studio().look(experiment, rows, split)
-    for seen in shown:
-        if as_json:
+        draft = here.draft(experiment)
+        shown = here.look(draft, row, worst)
+    if html is not None:
+        screen.page(draft, shown, html)
+    if as_json:
+        for seen in shown:
             screen.json_line(asdict(seen))
-            continue
-        learned = f"class {seen.label}" if seen.label else f"{sum(seen.trained)} trained"
-        screen.say(f"{seen.where} · {len(seen.pieces)} tokens, {learned}", style="dim")
-        screen.out().print(screen.tokens(seen.pieces, seen.trained), soft_wrap=True)
+    elif html is not None:
+        screen.line(str(html))
+    else:
+        screen.rows(shown)
 
 
 def plan(
@@ -191,15 +199,16 @@ def plan(
     origins = {**draft.resolved.origins, **dict.fromkeys(planned.found, "found")}
     if as_json:
         told = {path: {"value": value, "origin": origins[path]} for path, value in values.items()}
-        screen.as_json(
-            {"plan": asdict(planned), "values": told, "counts": draft.dataset.counts, "notes": draft.resolved.notes}
-        )
+        shares = {"trained_share": planned.trained_share, "shared_share": planned.shared_share}
+        rest = {"values": told, "counts": draft.dataset.counts, "notes": draft.resolved.notes}
+        screen.as_json({"plan": asdict(planned) | shares} | rest)
         return
     screen.table(("parameter", "value", "from"), [(path, screen.value(values[path]), origins[path]) for path in values])
-    screen.line("")
-    screen.pairs(screen.plan_words(planned, draft.dataset.counts))
+    screen.plan(planned, draft.resolved.experiment.data.accept)
     for note in (*draft.resolved.notes, *planned.warnings):
         screen.say(f"note: {note}")
+    if planned.findings:
+        screen.say(f"to see such a row: luthier look {file} --row FILE:LINE")
 
 
 # --- Tune

@@ -1,6 +1,7 @@
 """Results in a terminal: data on standard output, words on standard error; colour only where somebody looks.
 
-Lives here: tables, errors, tokens. Does not live here: a run on its way (`progress.py`), what is shown (`commands.py`).
+Lives here: tables, errors, scores. Does not live here: tokens (`tokens.py`), a plan (`planned.py`), a run on its way
+(`progress.py`), what is shown (`commands.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.cli.progress import Status, after, clock
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, NotFound, SpecError
 from luthier.runs import Plan, Run, Score, read_events
 
 if TYPE_CHECKING:
     from luthier.conversion import Conversion
+    from luthier.data.seen import Seen
     from luthier.evaluation.report import Report
+    from luthier.studio import Draft
 
 WIDE = 400  # columns of a table that no terminal cuts
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "stopped": "yellow"}
@@ -121,16 +124,35 @@ def size(count: int | None) -> str:
     return f"{count / 1024**power:.1f} {units[power]}" if power else f"{count} B"
 
 
-def tokens(pieces: Sequence[str], trained: Sequence[bool]) -> Text:
-    """An example's tokens: what is trained stands out in colour, and between ⟦ ⟧ where there is none."""
-    shown, plain = Text(), not out().color_system
-    inside = False
-    for piece, learned in zip(pieces, trained, strict=True):
-        if plain and learned != inside:
-            shown.append("⟦" if learned else "⟧")
-            inside = learned
-        shown.append(piece, style="bold green" if learned else "dim")
-    return shown.append("⟧") if inside else shown
+def rows(shown: Sequence[Seen]) -> None:
+    """Rows as tokens on standard output; what the colours and marks mean on standard error."""
+    from luthier.cli import tokens
+
+    plain = out().no_color or not out().color_system
+    err().print(tokens.legend(plain), soft_wrap=True)
+    for seen in shown:
+        for text in (tokens.heading(seen), tokens.tokens(seen, plain), Text()):
+            out().print(text, soft_wrap=True)
+    if any(tokens.shortened(seen) for seen in shown):
+        say("long stretches are shortened: `--html FILE` shows every token, `--json` too", style="dim")
+
+
+def check_page(path: Path) -> None:
+    """Raise where no page can be written: better before the rows are read. An experiment is never overwritten."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise SpecError(f"`{path}` is no name of a page", "--html", "let it end in .html")
+    if not path.resolve().parent.is_dir():
+        raise NotFound(f"there is no folder {path.parent}", "--html")
+
+
+def page(draft: Draft, shown: Sequence[Seen], path: Path) -> None:
+    """Rows as tokens, written as a page."""
+    from luthier.data import seen_page
+
+    experiment, data = draft.resolved.experiment, draft.dataset
+    splits = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
+    facts = {"model": experiment.model.name, "task": data.task, "train on": experiment.data.train_on, "rows": splits}
+    seen_page.write(shown, facts, path)
 
 
 def json_line(value: Any) -> None:
@@ -167,27 +189,19 @@ def conversion(made: Conversion) -> None:
             say(f"  {said}{': ' if said and line.words else ''}{line.words}")
 
 
-def plan_words(plan: Plan, counts: Mapping[str, int]) -> dict[str, str]:
-    """A plan in words."""
-    shared = f", {plan.shared_tokens:,} of them shared" if plan.shared_tokens else ""
-    saved = {name: count for name, count in plan.saved_tokens.items() if any(plan.saved_tokens.values())}
-    about = "" if plan.measured else "about "
-    origin = "measured" if plan.measured else "by formula; `--measure` runs some steps"
-    budget = f"micro-batches of up to {plan.budget:,} tokens" + (", activations recomputed" if plan.recompute else "")
-    told = {
-        "rows": ", ".join(f"{count:,} {split}" for split, count in counts.items()),
-        "tokens": f"{plan.tokens:,} an epoch, {plan.trained_tokens:,} trained{shared}",
-        "a row": ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in plan.lengths.items()),
-        "batches": f"{plan.batches_per_epoch:,} an epoch",
-        "steps": f"{plan.steps:,} in all",
-        "cut rows": f"{plan.truncated:,}" if plan.truncated else "",
-        "trainable": "" if plan.trainable_parameters is None else f"{plan.trainable_parameters:,} parameters",
-        "shared by": ", ".join(f"`batching: {name}` {count:,}" for name, count in saved.items()),
-        "numbers": ", ".join(f"{what} {dtype}" for what, dtype in plan.dtypes.items()),
-        "memory": size(plan.memory_bytes) and f"{about}{size(plan.memory_bytes)} ({origin}), {budget}",
-        "time": "" if plan.seconds is None else f"{about}{clock(plan.seconds)} for all steps ({origin})",
-    }
-    return {name: words for name, words in told.items() if words}
+def plan(found: Plan, accepted: Collection[str]) -> None:
+    """What a run would do, how long its rows are, what the gate finds, on standard output. `accepted`: findings that a
+    person has accepted."""
+    from luthier.cli import planned
+
+    line("")
+    pairs(planned.words(found))
+    line("")
+    table(("tokens", "", "training rows"), planned.bars(found.histogram))
+    if found.findings:
+        line("")
+    for text in planned.findings(found.findings, accepted):
+        out().print(text, soft_wrap=True)
 
 
 def run_row(run: Run) -> tuple[Any, ...]:

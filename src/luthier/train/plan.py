@@ -128,3 +128,21 @@ def _warnings(epoch_steps: int, batches: int, steps: int, training: Training) ->
     if warmup_steps(training.warmup, steps) >= steps:
         said.append(f"`training.warmup` lasts all {steps} steps: the learning rate never reaches its peak")
     return tuple(said)
+
+
+def histogram(lengths: Sequence[int], bars: int = 12) -> tuple[tuple[int, int, int], ...]:
+    """(from, to, how many) for round ranges that cover all `lengths` without a gap, about so many.
+
+    The longest hundredth does not stretch the others: where it reaches far, it is one last range.
+
+    >>> histogram([3, 4, 4, 12, 40], bars=4)
+    ((0, 9, 3), (10, 19, 1), (20, 29, 0), (30, 39, 0), (40, 40, 1))
+    """
+    found = np.asarray(lengths)
+    low, most, longest = int(found.min()), int(np.percentile(found, 99, method="higher")), int(found.max())
+    step = next(n for k in range(19) for n in (10**k, 2 * 10**k, 5 * 10**k) if n * bars > most - low)
+    edges = list(range(low // step * step, most + 1, step))
+    if longest >= edges[-1] + step:
+        edges.append(edges[-1] + step)
+    counts = np.histogram(found, [*edges, longest + 1])[0].tolist()
+    return tuple(zip(edges, [edge - 1 for edge in edges[1:]] + [longest], counts, strict=True))

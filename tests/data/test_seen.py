@@ -1,13 +1,14 @@
-"""What `look` shows: what each token adds to the text."""
+"""What `look` shows: what each token adds to the text, and nothing invisible."""
 
 from __future__ import annotations
 
+import doctest
 from typing import Any
 
 import numpy as np
 import pytest
 
-from luthier import workbench
+from luthier.data import seen
 from tests import tiny as models
 
 TEXTS = (
@@ -45,7 +46,7 @@ def test_the_pieces_are_the_text_and_each_token_is_decoded_a_few_times(style: st
     for text in TEXTS:
         ids = tokenizer(text * 20).input_ids
         counted = Counted(tokenizer)
-        pieces = workbench._pieces(counted, ids)
+        pieces = seen.pieces(counted, ids)
         assert list(pieces) == by_definition(tokenizer, ids)
         assert "".join(pieces) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         assert counted.decoded < 16 * len(ids)
@@ -55,4 +56,35 @@ def test_tokens_of_no_text_come_to_an_end_too() -> None:
     tokenizer = models.tokenizer()
     for seed in range(20):
         ids = np.random.default_rng(seed).integers(0, models.VOCABULARY, 60).tolist()
-        assert list(workbench._pieces(tokenizer, ids)) == by_definition(tokenizer, ids)
+        assert list(seen.pieces(tokenizer, ids)) == by_definition(tokenizer, ids)
+
+
+@pytest.mark.parametrize(
+    ("piece", "shown"),
+    [
+        (" two  words", "␣two␣␣words"),
+        ("a\r\n\tb", "a\\u000d↵\n⇥b"),
+        ("zero\u200bwidth\u00a0\u202eturned", "zero\\u200bwidth\\u00a0\\u202eturned"),
+        ("\x1b[31mred", "\\u001b[31mred"),
+        ("한국어 e\u0301 🎻", "한국어␣e\u0301␣🎻"),
+        ("\U000e0041", "\\U000e0041"),
+        ("", "⋯"),
+    ],
+)
+def test_nothing_in_a_token_is_invisible_and_nothing_steers_a_terminal(piece: str, shown: str) -> None:
+    stretches = list(seen.marked(piece))
+    assert "".join(text for text, _ in stretches) == shown
+    assert all(is_mark or text in piece for text, is_mark in stretches)
+
+
+def test_special_tokens_are_those_that_the_tokenizer_finds_whole() -> None:
+    tokenizer = models.tokenizer()
+    tokenizer.add_tokens(["<think>"])
+    ids = tokenizer("a <think> </s> < s >").input_ids
+    special = seen.special_ids(tokenizer)
+    named = [piece for piece, token in zip(seen.pieces(tokenizer, ids), ids, strict=True) if token in special]
+    assert [name.strip() for name in named] == ["<s>", "<think>", "</s>"]
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(seen).failed == 0
