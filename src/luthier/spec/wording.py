@@ -29,7 +29,7 @@ SAME_THING: Mapping[str, str] = {
     "val_size": "data.validation", "val_set_size": "data.validation", "split_dataset_ratio": "data.validation",
     "eval_split": "data.validation", "validation_size": "data.validation", "test_file": "data.test",
     "test_dataset": "data.test", "verbalizer": "data.template", "response_template": "data.template",
-    "prompt_template": "data.template", "max_samples": "data.limit", "train_on_inputs": "data.train_on",
+    "charset": "data.encoding", "prompt_template": "data.template", "max_samples": "data.limit", "train_on_inputs": "data.train_on",
     "train_on_prompt": "data.train_on", "mask_prompt_labels": "data.train_on",
     "completion_only_loss": "data.train_on", "assistant_only_loss": "data.train_on",
     "roles_to_train": "data.train_on", "train_on_completions": "data.train_on", "loss_scale": "data.train_on",
