@@ -18,8 +18,8 @@ from luthier.spec import arithmetic, text, values
 DESIGN = {
     "Experiment": "name model task data method training evaluation search seed",
     "Model": "name revision dtype attention chat_template",
-    "Data": "train validation test encoding format columns template labels train_on overlength clean remove_leaks accept "
-    "group_by limit",
+    "Data": "train validation test encoding format columns template labels train_on overlength clean remove_leaks "
+    "accept group_by limit",
     "PromptTuning": "type virtual_tokens init_method init_text",
     "Lora": "type rank alpha dropout target_modules rslora",
     "QLora": "type rank alpha dropout target_modules rslora bits double_quantization",

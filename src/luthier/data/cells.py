@@ -1,6 +1,6 @@
 """Rows and their cells as every reader gives them: plain, finite, of bounded depth and length.
 
-Lives here: the checks of values that come as Python objects. Does not live here: values in JSON text (`strict_json.py`).
+Lives here: the checks of values that come as Python objects. Does not live here: JSON text (`strict_json.py`).
 """
 
 from __future__ import annotations

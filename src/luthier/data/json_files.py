@@ -84,7 +84,7 @@ def _careful(line: str, where: str) -> Any:
 
 
 def _refuse_one_object(window: _Window) -> None:
-    """A .json file that begins with an object which is no row: a wrapper of the rows, columns, a row over many lines."""
+    """A .json file that begins with an object which is no row: a wrapper of rows, columns, a row over many lines."""
     try:
         value = window.value()
     except DataError:

@@ -48,8 +48,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_int=_whole, parse_constant=_no_constant)
-_scan_once = _DECODER.scan_once
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_finite, parse_int=_whole, parse_constant=_no_constant
+)
+_scan_once = _DECODER.scan_once  # type: ignore[attr-defined]
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 

@@ -95,7 +95,8 @@ def _header(cells: list[str], where: str, delimiter: str) -> list[str]:
         raise DataError(message, where, "name it; if it is a data frame's index, write it with index=False")
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise DataError(f"the column `{name}` stands {'twice' if count == 2 else f'{count} times'} in the header", where)
+        times = "twice" if count == 2 else f"{count} times"
+        raise DataError(f"the column `{name}` stands {times} in the header", where)
     signs = [sign for sign in (";", "\t", "|", ",") if sign != delimiter and len(names) == 1 and sign in names[0]]
     if signs:
         message = f"the columns seem to be separated by {signs[0]!r}"

@@ -1,7 +1,7 @@
 """Text files as pieces of text and as lines: compression, byte order marks, encodings, limits.
 
-Lives here: what a file is when it is not UTF-8 text, and where. Does not live here: what the text says (`json_files.py`,
-`tables.py`), which encoding it looks like (`encodings.py`).
+Lives here: what a file is when it is not UTF-8 text, and where. Does not live here: what the text says
+(`json_files.py`, `tables.py`), which encoding it looks like (`encodings.py`).
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ class _Pieces:
             if raw.startswith(mark):
                 message = f"the file is {kind} (byte order mark at byte 0), not UTF-8"
                 raise DataError(message, f"{self.name}:1", _how_to_read(codec, kind))
-        if self.encoding and codecs.lookup(self.encoding).name == "utf-16" and raw[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        if self.encoding is not None and codecs.lookup(self.encoding).name == "utf-16":
             found = guess_encodings(raw)
-            if found and found[0].codec == "utf-16-be":
+            if raw[:2] != codecs.BOM_UTF16_BE and found and found[0].codec == "utf-16-be":
                 message = "UTF-16 without a byte order mark, and its bytes stand the other way round"
                 raise DataError(message, f"{self.name}:1", "data.encoding: utf-16-be")
 
@@ -159,7 +159,8 @@ class _Pieces:
 
     def _without_mark(self, text: str) -> str:
         if text.startswith("\ufffe"):
-            raise DataError(f"not {self.encoding}: its byte order mark says otherwise", f"{self.name}:1", "utf-16 obeys it")
+            message = f"not {self.encoding}: its byte order mark says otherwise"
+            raise DataError(message, f"{self.name}:1", "data.encoding: utf-16 obeys the mark")
         return text.removeprefix("\ufeff")
 
 
@@ -195,7 +196,8 @@ def check_ratio(unpacked: int, path: Path, where: str) -> None:
 
 
 def _how_to_read(codec: str, iconv: str) -> str:
-    return f"data.encoding: {codec} reads it; or save it as UTF-8: iconv -f {iconv.replace('_', '-')} -t UTF-8 OLD > NEW"
+    command = f"iconv -f {iconv.replace('_', '-')} -t UTF-8 OLD > NEW"
+    return f"data.encoding: {codec} reads it; or save it as UTF-8: {command}"
 
 
 def text_pieces(path: Path, name: str, encoding: str | None = None, size: int = _PIECE) -> Iterator[str]:
