@@ -1,8 +1,9 @@
 """Files as they go wrong in practice, each with its verdict: made by code, so that none lies in the repository.
 
-`CASES` is the corpus: what is wrong → the file, and what `luthier prepare` makes of it. `python -m tests.data.bad_files`
-prints it as the tables of docs/reference/files.md.
+`corpus()`: what is wrong → the file, and what `luthier prepare` makes of it. One case a line, to be read as a table.
+`python -m tests.data.test_bad_files` writes them into docs/reference/files.md.
 """
+# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ class Case:
     rows: list[dict[str, Any]] | None = None
     lines: list[int] | None = None
     remark: str = ""
+    told: str = ""
 
     def write(self, folder: Path) -> Path:
         path = folder / self.file
@@ -57,9 +59,11 @@ def read(
     rows: list[dict[str, Any]],
     lines: list[int] | None = None,
     remark: str = "exactly as written",
+    told: str = "",
 ) -> Case:
+    """`told` are words that `luthier prepare` says about it."""
     data = content.encode() if isinstance(content, str) else content
-    return Case(file, data, rows=rows, lines=lines or [*range(1, len(rows) + 1)], remark=remark)
+    return Case(file, data, rows=rows, lines=lines or [*range(1, len(rows) + 1)], remark=remark, told=told)
 
 
 def jsonl(rows: list[dict[str, Any]], end: str = "\n") -> str:
@@ -83,7 +87,7 @@ def zipped(text: str) -> bytes:
 
 
 def _bomb(path: Path) -> None:
-    with gzip.open(path, "wb", compresslevel=1) as stream:
+    with gzip.open(path, "wb", compresslevel=9) as stream:
         for _ in range(40):
             stream.write(b"\n" * (1 << 20))
 
@@ -102,7 +106,10 @@ def _pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-UNICODE = [row | {"input": row["input"] + sign} for row, sign in zip(ROWS, "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\u200b\ufeff\xa0é")]
+UNICODE = [
+    row | {"input": row["input"] + sign}
+    for row, sign in zip(ROWS, "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\u200b\ufeff\xa0é", strict=True)
+]
 
 TEXT = {
     "UTF-8 with a byte order mark": read("x.jsonl", b"\xef\xbb\xbf" + jsonl(ROWS).encode(), ROWS, remark="the mark is dropped"),
@@ -125,7 +132,7 @@ TEXT = {
     "two encodings in one file": refused("x.jsonl", jsonl(KOREAN).encode() + jsonl(KOREAN).encode("cp949"), "13", "not UTF-8, at byte", "it looks like CP949"),
     "one byte that is no UTF-8": refused("x.jsonl", jsonl(ROWS[:1]).encode() + b'{"input": "a\xffb", "output": "c"}\n', "2", "not UTF-8, at byte 58"),
     "NUL bytes": refused("x.jsonl", second('{"input": "a\x00", "output": "b"}'), "2", "NUL bytes in the text, at byte 58"),
-    "binary content": refused("x.jsonl", bytes(range(256)) * 16, "2", "NUL bytes"),
+    "binary content": refused("x.jsonl", bytes(range(256)) * 16, "1", "NUL bytes in the text, at byte 0", "is it a binary file"),
     "form feeds, U+2028, U+0085 and other false line ends": read("x.jsonl", jsonl(UNICODE), UNICODE, remark="only `\\n` ends a line"),
     "false line ends in a table": read("x.csv", table(rows=UNICODE[:3] + ROWS[3:]), UNICODE[:3] + ROWS[3:], [*range(2, 14)], "only `\\n` ends a line"),
     "CRLF line ends": read("x.jsonl", jsonl(ROWS, "\r\n"), ROWS),
@@ -140,7 +147,8 @@ TEXT = {
 FILES = {
     "an empty file": refused("x.jsonl", b"", "", "no rows"),
     "a file of blank lines": refused("x.jsonl", b"\n \n\n", "", "no rows"),
-    "one row": refused("x.jsonl", jsonl(ROWS[4:5]), "", "no row is left to train on", "data.validation: 0"),
+    "one row": read("x.jsonl", jsonl(ROWS[:1]), ROWS[:1], remark="told: “validation is empty”", told="validation is empty"),
+    "one row, which its content puts aside for the test": refused("x.jsonl", jsonl(ROWS[2:3]), "", "no row is left to train on", "data.validation: 0"),
     "a folder without data files": refused("x", Path.mkdir, "", "cannot load `x`"),
     "a link that points to itself": refused("x.jsonl", _loop, "", "a link that leads nowhere"),
     "a link to a file that is gone": refused("x.jsonl", _dangling, "", "a link that leads nowhere", "was-here.jsonl"),

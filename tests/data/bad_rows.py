@@ -1,4 +1,5 @@
-"""The corpus of bad files, second half: parquet, cells, chats."""
+"""The corpus of bad files, second half: parquet, cells, chats. One case a line, to be read as a table."""
+# ruff: noqa: E501
 
 from __future__ import annotations
 

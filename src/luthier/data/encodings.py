@@ -30,10 +30,15 @@ _QUOTES = "‘’“”–—…€°£§«»¿¡®©ªº·"
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """`name` as people say it, `codec` as `data.encoding` takes it and iconv understands it."""
+    """`name` as people say it, `codec` as `data.encoding` takes it."""
 
     name: str
     codec: str
+
+    @property
+    def iconv(self) -> str:
+        """As the command iconv takes it."""
+        return self.name if self.name.startswith("UTF") else self.codec.upper().replace("_", "-")
 
 
 @cache
@@ -130,7 +135,7 @@ def _sixteen_bits(sample: bytes) -> tuple[Guess, ...]:
     name = "UTF-16LE" if odd > even else "UTF-16BE"
     text = sample[: len(sample) & ~1].decode(name, "replace")
     unprintable = sum(not (c.isprintable() or c in "\n\r\t\ufeff") for c in text[:4096])
-    return () if unprintable * 20 > min(len(text), 4096) else (Guess(name, name.lower().replace("16", "-16-")),)
+    return () if unprintable * 20 > min(len(text), 4096) else (Guess(name, f"utf-16-{name[-2:].lower()}"),)
 
 
 def _by_statistics(sample: bytes) -> tuple[Guess, ...]:

@@ -5,14 +5,13 @@ Lives here: where a row begins and ends in the text, and its line. Does not live
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from luthier.data.cells import Row
-from luthier.data.strict_json import explain, scan
+from luthier.data.strict_json import explain, scan, stopped_at
 from luthier.data.textfiles import MAX_ROW, line_groups, text_pieces, too_long
 from luthier.errors import DataError
 
@@ -198,7 +197,7 @@ class _Window:
         return value
 
     def _refuse(self, problem: Exception) -> None:
-        stopped = problem.pos if isinstance(problem, json.JSONDecodeError) else self.at
+        stopped = stopped_at(problem, self.at)
         cut_in_text = str(problem).startswith("Unterminated string") and len(self.text) - self.at > MAX_ROW
         if cut_in_text or stopped - self.at > MAX_ROW:
             raise too_long("row", self.where)
@@ -208,12 +207,14 @@ class _Window:
     def more(self) -> bool:
         """Drop what is behind `at` and read as much again as is left; False at the end of the text."""
         left = len(self.text) - self.at
-        kept, taken = [self.text[self.at :]], 0
+        found, taken = [], 0
         while taken <= left and (piece := next(self.pieces, None)) is not None:
-            kept.append(piece)
+            found.append(piece)
             taken += len(piece)
-        self.text, self.at, self._counted = "".join(kept), 0, self._counted - self.at
-        return taken > 0
+        if not taken:
+            return False
+        self.text, self.at, self._counted = self.text[self.at :] + "".join(found), 0, self._counted - self.at
+        return True
 
     def rest(self) -> Iterator[str]:
         """All text from `at` on."""

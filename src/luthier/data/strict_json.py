@@ -74,16 +74,21 @@ def decode(text: str, start: int, where: str) -> tuple[Any, int]:
         raise explain(problem, text, start, where) from None
 
 
+def stopped_at(problem: Exception, start: int) -> int:
+    """Where in the text `scan` stopped; `start` for what concerns the whole value."""
+    if isinstance(problem, json.JSONDecodeError):
+        return problem.pos
+    return int(problem.value) if isinstance(problem, StopIteration) else start
+
+
 def explain(problem: Exception, text: str, start: int, where: str) -> DataError:
     """What `scan` raised, as a person can act on it."""
     if isinstance(problem, RecursionError):
         return DataError(f"nested deeper than {MAX_DEPTH} levels", where)
-    if isinstance(problem, json.JSONDecodeError):
-        at, message = problem.pos, problem.msg.lower()
-    elif isinstance(problem, StopIteration):
-        at, message = problem.value, "expecting value"
-    else:
+    if isinstance(problem, _Refused):
         return DataError(str(problem), where)
+    at = stopped_at(problem, start)
+    message = problem.msg.lower() if isinstance(problem, json.JSONDecodeError) else "expecting value"
     column = at - (text.rfind("\n", 0, at) + 1) + 1
     return DataError(f"not JSON: {message}, column {column:,}", where, _advice(text, start, at, message))
 

@@ -44,7 +44,7 @@ class _Feed:
 
 def table_rows(path: Path, name: str, delimiter: str, encoding: str | None) -> Iterator[Row]:
     """Rows of a .csv or .tsv with a header; every cell is text. The line of a row is the one it begins on."""
-    csv.field_size_limit(MAX_ROW)
+    csv.field_size_limit(2 * MAX_ROW)  # the feed refuses a whole record first, in our words
     feed = _Feed(line_groups(text_pieces(path, name, encoding), name), name, delimiter)
     reader = csv.reader(iter(feed), delimiter=delimiter, strict=True)
     header: list[str] = []

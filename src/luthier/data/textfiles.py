@@ -155,7 +155,7 @@ class _Pieces:
         if not found:
             raise DataError(told, where, "is it a binary file, or a damaged one?")
         told += f"; it looks like {' or '.join(guess.name for guess in found)}"
-        raise DataError(told, where, _how_to_read(found[0].codec, found[0].codec.upper()))
+        raise DataError(told, where, _how_to_read(found[0].codec, found[0].iconv))
 
     def _without_mark(self, text: str) -> str:
         if text.startswith("\ufffe"):
@@ -196,7 +196,7 @@ def check_ratio(unpacked: int, path: Path, where: str) -> None:
 
 
 def _how_to_read(codec: str, iconv: str) -> str:
-    command = f"iconv -f {iconv.replace('_', '-')} -t UTF-8 OLD > NEW"
+    command = f"iconv -f {iconv} -t UTF-8 OLD > NEW"
     return f"data.encoding: {codec} reads it; or save it as UTF-8: {command}"
 
 
