@@ -322,7 +322,7 @@ def test_a_fingerprint_sees_what_is_learned_and_nothing_else():
 
 def test_every_leaf_but_name_and_paths_is_in_the_fingerprint():
     one = experiment(method="qlora", search={}, evaluation={"judge": "j"})
-    paths = set(spec.leaves(one)) - {"name", "data.train", "data.validation", "data.test"}
+    paths = set(spec.leaves(one)) - {"name", "data.train", "data.validation", "data.test", "data.encoding"}
     other = {"bool": lambda v: not v, "int": lambda v: v + 1, "float": lambda v: v + 1, "str": lambda v: v + "x"}
     for path in paths:
         value = spec.leaves(one)[path]

@@ -140,7 +140,7 @@ def test_encoding_is_converted_only_when_named(tmp_path: Path) -> None:
         path = tmp_path / f"{encoding}.jsonl"
         path.write_bytes(text.encode(encoding))
         assert _read(path, encoding) == [json.loads(line) for line in text.splitlines()]
-    with pytest.raises(DataError, match="not shift-jis, at byte 12"):
+    with pytest.raises(DataError, match="not shift-jis, at byte 14"):
         _read(tmp_path / "latin-1.jsonl", "shift-jis")
 
 

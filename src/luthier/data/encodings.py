@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 SAMPLE = 1 << 14
-_ENOUGH, _NEAR = 0.25, 0.12
+_ENOUGH, _NEAR, _SURE = 0.25, 0.12, 0.8
 _HANGUL = (
     "이다는의가에을를은하고지한도로기사리어인자시나대아서라수그들해니만전일정장부여보주원성안게상제것오신요우면과"
     "있없구국학생각않물중으선거무동비용모았습네세때된문유내화조경말위공간불관개음당실연행미력터금마소계방발회현"
@@ -68,13 +68,14 @@ def _chinese(c: str, codec: str, first: bytes, last: bytes) -> float:
     return 1.0 if c in _HANZI or c in "，。！？、：；" else 0.55 if common_set else 0.05
 
 
-def _cyrillic(text: str, at: int) -> float:
-    """Cyrillic letters stand beside each other, not between plain ones."""
+def _alphabet(text: str, at: int, common: str, letters: str) -> float:
+    """Letters of another alphabet stand beside each other, not between plain ones."""
     c, around = text[at], text[max(0, at - 1) : at] + text[at + 1 : at + 2]
     if any("a" <= other.lower() <= "z" for other in around):
         return 0.1
-    alone = not any("А" <= other <= "ё" for other in around)
-    return 1.0 if "а" <= c <= "ё" and not alone else 0.4 if "А" <= c <= "ё" else 0.1
+    if not any(letters[0] <= other <= letters[1] for other in around) or c.isupper():
+        return 0.4 if letters[0] <= c <= letters[1] else 0.1
+    return 1.0 if c in common else 0.6 if letters[0] <= c <= letters[1] else 0.1
 
 
 def _western(text: str, at: int) -> float:
@@ -95,10 +96,33 @@ _EACH: dict[Guess, Callable[[str, int], float]] = {
     Guess("Shift-JIS", "cp932"): _japanese,
     Guess("EUC-JP", "euc-jp"): _japanese,
     Guess("GB18030", "gb18030"): lambda text, at: _chinese(text[at], "gb2312", b"\xb0", b"\xd7"),
-    Guess("Windows-1251", "cp1251"): _cyrillic,
+    Guess("Windows-1251", "cp1251"): lambda text, at: _alphabet(text, at, "оеаинтсрвлкмдпуяыьгз", "Аё"),
+    Guess("Windows-1253", "cp1253"): lambda text, at: _alphabet(text, at, "αιτεοσνρπκυημλςάίόέή", "Άώ"),
     Guess("Big5", "big5"): lambda text, at: _chinese(text[at], "big5", b"\xa4", b"\xc6"),
     Guess("latin-1", "cp1252"): _western,
 }
+
+
+_JUDGED = {
+    "cp949": "cp949", "euc_kr": "cp949", "cp932": "cp932", "shift_jis": "cp932", "euc_jp": "euc-jp",
+    "gb18030": "gb18030", "gbk": "gb18030", "gb2312": "gb18030", "big5": "big5", "cp1251": "cp1251", "cp1253": "cp1253", "cp1252": "cp1252",
+    "iso8859-1": "cp1252", "iso8859-15": "cp1252",
+}  # fmt: skip
+_ENOUGH_TO_JUDGE, _LIKELY, _BETTER = 100, 0.6, 0.3
+
+
+def better_encoding(sample: bytes, encoding: str) -> Guess | None:
+    """What `sample` is by all appearance, when it is not the `encoding` somebody claims; None where that may be right.
+
+    Some encodings take the bytes of others without complaint: Korean read as EUC-JP is Japanese nonsense.
+    """
+    claimed = _JUDGED.get(codecs.lookup(encoding).name)
+    if claimed is None or sum(byte > 0x7F for byte in sample) < _ENOUGH_TO_JUDGE:
+        return None
+    scores = {guess: _score(sample, guess.codec, weigh) for guess, weigh in _EACH.items()}
+    best = max(scores, key=lambda guess: scores[guess])
+    own = next(score for guess, score in scores.items() if guess.codec == claimed)
+    return best if scores[best] > _LIKELY and scores[best] - own > _BETTER else None
 
 
 def guess_encodings(sample: bytes) -> tuple[Guess, ...]:
@@ -109,9 +133,8 @@ def guess_encodings(sample: bytes) -> tuple[Guess, ...]:
     scores = {guess: _score(sample, guess.codec, weigh) for guess, weigh in _EACH.items()}
     ranked = sorted(scores, key=lambda guess: -scores[guess])
     best = scores[ranked[0]]
-    if best >= _ENOUGH:
-        return tuple(guess for guess in ranked[:2] if scores[guess] > best - _NEAR)
-    return _by_statistics(sample)
+    near = tuple(guess for guess in ranked[:2] if scores[guess] > max(best - _NEAR, _ENOUGH))
+    return near if best > _SURE else (*_by_statistics(sample), *near)[:2]
 
 
 def _score(sample: bytes, codec: str, weigh: Callable[[str, int], float]) -> float:
@@ -139,10 +162,12 @@ def _sixteen_bits(sample: bytes) -> tuple[Guess, ...]:
 
 
 def _by_statistics(sample: bytes) -> tuple[Guess, ...]:
-    """The encodings that we cannot weigh (Cyrillic, Greek, …): charset-normalizer's choice, if there is text enough."""
+    """An encoding that we cannot weigh (Arabic, Hebrew, …): charset-normalizer's choice, if there is text enough."""
     from charset_normalizer import from_bytes
 
-    if sum(byte > 0x7F for byte in sample) < 16:
+    if sum(byte > 0x7F for byte in sample) < _ENOUGH_TO_JUDGE:
         return ()
     best = from_bytes(sample).best()
-    return (Guess(best.encoding, best.encoding),) if best is not None and best.encoding != "utf_8" else ()
+    if best is None or best.encoding == "utf_8" or best.encoding in _JUDGED:
+        return ()
+    return (Guess(best.encoding, best.encoding),)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, NoReturn, cast
 
-from luthier.data.encodings import SAMPLE, guess_encodings
+from luthier.data.encodings import SAMPLE, better_encoding, guess_encodings
 from luthier.errors import DataError
 
 MAX_ROW = 8 << 20
@@ -80,7 +80,7 @@ class _Pieces:
         asked = codecs.lookup(encoding or "utf-8").name
         self.encoding = None if asked in ("utf-8", "utf-8-sig") else encoding
         self.decoder = codecs.getincrementaldecoder(self.encoding or "utf-8")("strict")
-        self.watch = _Utf8Watch(self.encoding) if self.encoding else None
+        self.watch = _Watch(self.encoding) if self.encoding else None
         self.line, self.taken = 1, 0
 
     def read(self, stream: BinaryIO, size: int) -> Iterator[str]:
@@ -101,9 +101,8 @@ class _Pieces:
                 break
             self.line += text.count("\n")
             raw = self._next(stream, size)
-        if self.watch is not None and self.watch.is_utf8():
-            hint = "take data.encoding out; other files that need it can be saved as UTF-8"
-            raise DataError(f"the file is UTF-8, not {self.encoding}", f"{self.name}:1", hint)
+        if self.watch is not None:
+            self.watch.check(f"{self.name}:1")
 
     def _next(self, stream: BinaryIO, size: int) -> bytes:
         try:
@@ -164,15 +163,18 @@ class _Pieces:
         return text.removeprefix("\ufeff")
 
 
-class _Utf8Watch:
-    """Whether text that is read in another encoding is UTF-8 in truth, where it would come out garbled, not refused."""
+class _Watch:
+    """What text that is read in another encoding is in truth, where it would come out garbled, not refused."""
 
     def __init__(self, encoding: str) -> None:
+        self.encoding = encoding
         self.decoder: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder("utf-8")("strict")
-        self.wide = 0
+        self.wide, self.sample = 0, b""
         self.needed = 4 if len("中".encode(encoding, "ignore")) == 2 else 1  # a pair of two bytes is valid by chance
 
     def see(self, raw: bytes) -> None:
+        if len(self.sample) < SAMPLE and not raw.isascii():
+            self.sample += raw[: SAMPLE - len(self.sample)]
         if self.decoder is None:
             return
         try:
@@ -184,8 +186,15 @@ class _Utf8Watch:
         elif not text.isascii():
             self.wide += len(text) - len(text.encode("ascii", "ignore"))
 
-    def is_utf8(self) -> bool:
-        return self.decoder is not None and self.wide >= self.needed
+    def check(self, where: str) -> None:
+        """To be called at the end: DataError if the text is UTF-8, or clearly of another encoding."""
+        if self.decoder is not None and self.wide >= self.needed:
+            hint = "take data.encoding out; other files that need it can be saved as UTF-8"
+            raise DataError(f"the file is UTF-8, not {self.encoding}", where, hint)
+        other = better_encoding(self.sample, self.encoding)
+        if other is not None:
+            hint = _how_to_read(other.codec, other.iconv)
+            raise DataError(f"the file looks like {other.name}, not {self.encoding}", where, hint)
 
 
 def check_ratio(unpacked: int, path: Path, where: str) -> None:

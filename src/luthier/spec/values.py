@@ -197,7 +197,7 @@ def underscored(value: str) -> str:
 def _encodings() -> frozenset[str]:
     """Python's names for encodings of text; those that turn bytes into bytes or depend on the machine are none."""
     no_text = {"base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec", "mbcs"}
-    return frozenset(aliases.values()) - no_text - {"tactis", "utf_7"}
+    return frozenset(aliases.values()) - no_text - {"tactis"} | {"utf_8_sig"}
 
 
 def text_encoding(name: str) -> str:
