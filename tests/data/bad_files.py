@@ -131,6 +131,7 @@ TEXT = {
     "Cyrillic (Windows-1251)": refused("x.jsonl", second('{"input": "Где мой заказ?", "output": "нет"}').encode("cp1251"), "2", "it looks like Windows-1251"),
     "two encodings in one file": refused("x.jsonl", jsonl(KOREAN).encode() + jsonl(KOREAN).encode("cp949"), "13", "not UTF-8, at byte", "it looks like CP949"),
     "one byte that is no UTF-8": refused("x.jsonl", jsonl(ROWS[:1]).encode() + b'{"input": "a\xffb", "output": "c"}\n', "2", "not UTF-8, at byte 58"),
+    "cut off inside a character": refused("x.jsonl", jsonl(KOREAN).encode()[:-8], "12", "the file ends inside a character", "is it cut off?"),
     "NUL bytes": refused("x.jsonl", second('{"input": "a\x00", "output": "b"}'), "2", "NUL bytes in the text, at byte 58"),
     "binary content": refused("x.jsonl", bytes(range(256)) * 16, "1", "NUL bytes in the text, at byte 0", "is it a binary file"),
     "form feeds, U+2028, U+0085 and other false line ends": read("x.jsonl", jsonl(UNICODE), UNICODE, remark="only `\\n` ends a line"),

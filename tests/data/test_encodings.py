@@ -94,6 +94,7 @@ WRONG = {
     "Korean as Japanese": ("cp949", KOREAN, "euc-jp", "x.jsonl:1", "the file looks like CP949, not euc-jp"),
     "Japanese as Korean": ("cp932", [*ROWS, {"input": "カード紛失 ｱ", "output": "ﾃｽﾄ"}], "cp949", "x.jsonl:13", "not cp949, at byte"),
     "Korean as latin-1, which takes every byte": ("cp949", KOREAN, "latin-1", "x.jsonl:1", "looks like CP949, not latin-1"),
+    "Japanese as cp1252, which lacks five bytes": ("cp932", [{"input": "、", "output": "x"}], "cp1252", "x.jsonl:1", "not cp1252, at byte 11"),
     "French as Korean": ("cp1252", FRENCH, "cp949", "x.jsonl:1", "not cp949, at byte"),
     "UTF-8 as Korean": ("utf-8", KOREAN, "cp949", "x.jsonl:1", "not cp949, at byte"),
     "UTF-8 as latin-1, which takes every byte": ("utf-8", FRENCH, "latin-1", "x.jsonl:1", "the file is UTF-8, not latin-1"),

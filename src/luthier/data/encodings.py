@@ -103,11 +103,15 @@ _EACH: dict[Guess, Callable[[str, int], float]] = {
 }
 
 
-_JUDGED = {
-    "cp949": "cp949", "euc_kr": "cp949", "cp932": "cp932", "shift_jis": "cp932", "euc_jp": "euc-jp",
-    "gb18030": "gb18030", "gbk": "gb18030", "gb2312": "gb18030", "big5": "big5", "cp1251": "cp1251", "cp1253": "cp1253", "cp1252": "cp1252",
-    "iso8859-1": "cp1252", "iso8859-15": "cp1252",
-}  # fmt: skip
+_JUDGED = {codec: codec for codec in ("cp949", "cp932", "gb18030", "big5", "cp1251", "cp1252", "cp1253")} | {
+    "euc_kr": "cp949",
+    "shift_jis": "cp932",
+    "euc_jp": "euc-jp",
+    "gbk": "gb18030",
+    "gb2312": "gb18030",
+    "iso8859-1": "cp1252",
+    "iso8859-15": "cp1252",
+}
 _ENOUGH_TO_JUDGE, _LIKELY, _BETTER = 100, 0.6, 0.3
 
 

@@ -108,8 +108,9 @@ def _lists_objects(value: Any) -> bool:
 
 def _turned(values: list[Any]) -> bool:
     """Whether all are columns of one length: lists, or objects whose keys are the numbers of the rows."""
-    if all(isinstance(value, list) for value in values):
-        return len(values) > 1 and len({len(value) for value in values}) == 1
+    if all(isinstance(value, list) and len(value) > 1 for value in values):
+        lengths, cells = {len(value) for value in values}, (cell for value in values for cell in value)
+        return len(values) > 1 and len(lengths) == 1 and not any(isinstance(cell, dict | list) for cell in cells)
     keys = [tuple(value) for value in values if isinstance(value, dict)]
     return len(keys) == len(values) and len(set(keys)) == 1 and all(key.isdecimal() for key in keys[0])
 

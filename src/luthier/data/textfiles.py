@@ -136,6 +136,9 @@ class _Pieces:
         except UnicodeError as error:
             if not isinstance(error, UnicodeDecodeError):  # "UTF-16 stream does not start with BOM" and the like
                 raise DataError(f"not {self.encoding}: {error}", f"{self.name}:{self.line}") from None
+            if not raw:
+                message = "the file ends inside a character"
+                raise DataError(message, f"{self.name}:{self.line}", "is it cut off? Copy it again") from None
             whole, at = bytes(error.object), error.start
             before = codecs.getincrementaldecoder(error.encoding)("replace").decode(whole[:at])
             self.line += before.count("\n")
