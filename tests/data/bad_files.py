@@ -92,6 +92,11 @@ def _bomb(path: Path) -> None:
             stream.write(b"\n" * (1 << 20))
 
 
+def _folder(path: Path) -> None:
+    path.mkdir()
+    (path / "train.jsonl").write_text('{"a": 1}\n{"a": 2, "a": 3}\n', encoding="utf-8")
+
+
 def _loop(path: Path) -> None:
     path.symlink_to(path.name)
 
@@ -151,6 +156,7 @@ FILES = {
     "one row": read("x.jsonl", jsonl(ROWS[:1]), ROWS[:1], remark="told: “validation is empty”", told="validation is empty"),
     "one row, which its content puts aside for the test": refused("x.jsonl", jsonl(ROWS[2:3]), "", "no row is left to train on", "data.validation: 0"),
     "a folder without data files": refused("x", Path.mkdir, "", "cannot load `x`"),
+    "a folder with a bad file": refused("x", _folder, "", "the key `a` stands twice in one object (x/train.jsonl:2)"),
     "a link that points to itself": refused("x.jsonl", _loop, "", "a link that leads nowhere"),
     "a link to a file that is gone": refused("x.jsonl", _dangling, "", "a link that leads nowhere", "was-here.jsonl"),
     "a pipe": refused("x.jsonl", _pipe, "", "neither a file nor a folder"),

@@ -19,7 +19,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "files.md"
 
 
 @pytest.fixture(autouse=True)
-def _small_bombs(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_bombs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(textfiles, "FREE_UNPACKED", 16 << 20)
 
 

@@ -150,12 +150,34 @@ def _load_splits(base: str) -> Mapping[str, Any]:
     else:
         raise NotFound(f"`{base}` is not the name of a data set", hint="write org/name[/config][@revision][:split]")
     try:
-        with _asking_once(arguments["path"]) if match and not folder.is_dir() else contextlib.nullcontext():
+        with _quiet() if folder.is_dir() else _asking_once(arguments["path"]):
             return datasets.load_dataset(**arguments)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        _name_the_bad_file(folder)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = near_path(folder) or "a name on the Hub (does it answer from here?), or a folder with data files"
         raise NotFound(f"cannot load `{base}`: {reason}", hint=hint) from None
+
+
+def _name_the_bad_file(folder: Path) -> None:
+    """The library says that a folder cannot be read; our own readers say which file, which line and why."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and _kind(path) is not None:
+            for _ in _file_rows(path, str(path), None):
+                pass
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's log says what our error says, with a Python class in it."""
+    import datasets
+
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,9 @@ def explain(problem: Exception, text: str, start: int, where: str) -> DataError:
     if isinstance(problem, _Refused):
         return DataError(str(problem), where)
     at = stopped_at(problem, start)
-    message = problem.msg.lower() if isinstance(problem, json.JSONDecodeError) else "expecting value"
+    message = "expecting value"
+    if isinstance(problem, json.JSONDecodeError):
+        message = problem.msg.lower().removesuffix(" starting at")
     column = at - (text.rfind("\n", 0, at) + 1) + 1
     return DataError(f"not JSON: {message}, column {column:,}", where, _advice(text, start, at, message))
 
@@ -104,7 +106,9 @@ def _advice(text: str, start: int, at: int, message: str) -> str | None:
         return "JSON needs double quotes"
     if here.startswith(("//", "/*", "#")):
         return "JSON has no comments"
-    if before == "," and here[0] in "}]":
+    if message.startswith("illegal trailing comma"):  # Python 3.13 stops at the comma, older ones behind it
+        before, here = ",", text[at + 1 : at + 64].lstrip()
+    if before == "," and here[:1] in ("}", "]"):
         return f"no comma before `{here[0]}`"
     if re.match(r"None|True|False|undefined", here):
         return "JSON writes null, true and false"
