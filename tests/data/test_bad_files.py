@@ -23,6 +23,7 @@ def _small_bombs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()  # as the command does, if it is the first to import the library
     monkeypatch.setattr(textfiles, "FREE_UNPACKED", 16 << 20)
 
 
