@@ -61,7 +61,7 @@ def scan(text: str, start: int = 0) -> tuple[Any, int]:
     value, end = _scan_once(text, start)
     if end - start > 2 * MAX_DEPTH and _depth_exceeded(text, start, end, value):
         raise _Refused(f"nested deeper than {MAX_DEPTH} levels")
-    if "\\u" in text and _HALF.search(text, start, end):
+    if text.find("\\u", start, end) >= 0 and _HALF.search(text, start, end):  # of a window only the value is looked at
         _check_whole(json.dumps(value, ensure_ascii=False))
     return value, end
 
