@@ -51,7 +51,7 @@ def _lines(window: _Window) -> Iterator[Row]:
                 value, end = scan(line)
             except (StopIteration, ValueError, RecursionError):
                 end = -1
-            if end != len(line):
+            if end != len(line) and (end < 0 or line[end:] != "\r"):
                 value = _careful(line, f"{name}:{number}")
                 if value is None:
                     continue

@@ -208,8 +208,8 @@ def text_encoding(name: str) -> str:
     plain = re.sub(r"[\s_-]+", "_", name.strip().lower())
     known = _encodings()
     if plain in known or aliases.get(plain) in known:
-        return name
-    near = did_you_mean(plain, {each for each, meant in aliases.items() if meant in known} | known)
+        return name.strip()
+    near = did_you_mean(plain, sorted({each for each, meant in aliases.items() if meant in known} | known))
     raise ValueError(f"is no encoding: `{name}`; {near or 'for example cp949, cp932, cp1252, utf-16'}")
 
 
