@@ -18,8 +18,8 @@ from luthier.spec import arithmetic, text, values
 DESIGN = {
     "Experiment": "name model task data method training evaluation search seed",
     "Model": "name revision dtype attention chat_template",
-    "Data": "train validation test format columns template labels train_on overlength clean remove_leaks accept "
-    "group_by limit",
+    "Data": "train validation test encoding format columns template labels train_on overlength clean remove_leaks "
+    "accept group_by limit",
     "PromptTuning": "type virtual_tokens init_method init_text",
     "Lora": "type rank alpha dropout target_modules rslora",
     "QLora": "type rank alpha dropout target_modules rslora bits double_quantization",
@@ -322,7 +322,7 @@ def test_a_fingerprint_sees_what_is_learned_and_nothing_else():
 
 def test_every_leaf_but_name_and_paths_is_in_the_fingerprint():
     one = experiment(method="qlora", search={}, evaluation={"judge": "j"})
-    paths = set(spec.leaves(one)) - {"name", "data.train", "data.validation", "data.test"}
+    paths = set(spec.leaves(one)) - {"name", "data.train", "data.validation", "data.test", "data.encoding"}
     other = {"bool": lambda v: not v, "int": lambda v: v + 1, "float": lambda v: v + 1, "str": lambda v: v + "x"}
     for path in paths:
         value = spec.leaves(one)[path]

@@ -58,6 +58,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     return f"did you mean `{close[0]}`?" if close else None
 
 
+def few(names: Iterable[str], limit: int = 12) -> str:
+    """Names for a sentence: no more than a person reads.
+
+    >>> few(["a", "b"]), few("abcde", limit=2)
+    ('a, b', 'a, b and 3 more')
+    """
+    found = list(names)
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}…" for name in found[:limit])
+    return f"{shown} and {len(found) - limit:,} more" if len(found) > limit else shown
+
+
 def here(name: str | Path) -> Path:
     """The path that `name` is, `~` opened; the home of nobody stays as it is written."""
     try:

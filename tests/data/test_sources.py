@@ -85,8 +85,8 @@ BAD: dict[str, tuple[str, bytes, str, str]] = {  # case → file name, content, 
     "cp949": ("x.jsonl", GOOD + KOREAN.encode("cp949"), "x.jsonl:2", "CP949"),
     "shift-jis": ("x.jsonl", JAPANESE.encode("shift_jis"), "x.jsonl:1", "Shift-JIS"),
     "latin-1": ("x.jsonl", GOOD + GOOD + FRENCH.encode("latin-1"), "x.jsonl:3", "latin-1"),
-    "latin-1 table": ("x.csv", b"input,output\n" + "é,b\n".encode("latin-1"), "x.csv:2", "not UTF-8 at byte 13"),
-    "nul bytes": ("x.jsonl", GOOD + b'{"input": "a\x00"}\n', "x.jsonl:2", "not UTF-8 text"),
+    "latin-1 table": ("x.csv", b"input,output\n" + "é,b\n".encode("latin-1"), "x.csv:2", "not UTF-8, at byte 13"),
+    "nul bytes": ("x.jsonl", GOOD + b'{"input": "a\x00"}\n', "x.jsonl:2", "NUL bytes in the text, at byte 42"),
     "not json": ("x.jsonl", GOOD + b'{"input": }\n', "x.jsonl:2", "column 11"),
     "python literals": ("x.jsonl", b"{'input': 'a'}\n", "x.jsonl:1", "not JSON"),
     "two values": ("x.jsonl", b'{"a": 1} {"a": 2}\n', "x.jsonl:1", "more than one"),
@@ -97,25 +97,25 @@ BAD: dict[str, tuple[str, bytes, str, str]] = {  # case → file name, content, 
     "nan": ("x.jsonl", GOOD + b'{"a": NaN}\n', "x.jsonl:2", "NaN"),
     "infinity": ("x.jsonl", b'{"a": -Infinity}\n', "x.jsonl:1", "-Infinity"),
     "too large": ("x.jsonl", b'{"a": 1e999}\n', "x.jsonl:1", "1e999"),
-    "endless number": ("x.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n", "x.jsonl:1", "limit"),
+    "endless number": ("x.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n", "x.jsonl:1", "has 5,000 digits"),
     "key twice": ("x.jsonl", b'{"a": {"b": 1, "b": 2}}\n', "x.jsonl:1", "`b` stands twice"),
     "deep": ("x.jsonl", b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}\n", "x.jsonl:1", "nested deeper than 64"),
     "very deep": ("x.jsonl", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "x.jsonl:1", "nested deeper"),
-    "long line": ("x.jsonl", b'{"a": "' + b"x" * (9 << 20) + b'"}\n', "x.jsonl:1", "longer than 8 MB"),
+    "long line": ("x.jsonl", b'{"a": "' + b"x" * (9 << 20) + b'"}\n', "x.jsonl:1", "longer than 8,388,608 characters"),
     "half a character": ("x.jsonl", b'{"a": "\\ud83d"}\n', "x.jsonl:1", "surrogate"),
     "raw control character": ("x.jsonl", b'{"a": "b\tc"}\n', "x.jsonl:1", "not JSON"),
     "gz under a wrong name": ("x.jsonl", gzip.compress(GOOD), "x.jsonl:1", "gzip"),
     "no gz": ("x.jsonl.gz", GOOD, "x.jsonl.gz", "gzip"),
-    "broken gz": ("x.jsonl.gz", gzip.compress(GOOD * 99)[:-9], "x.jsonl.gz", "gzip"),
+    "broken gz": ("x.jsonl.gz", gzip.compress(GOOD * 99)[:-9], "x.jsonl.gz:100", "damaged gzip"),
     "zip": ("x.csv", b"PK\x03\x04rest", "x.csv:1", "zip archive"),
-    "open array": ("x.json", b'[{"a": 1},\n{"a": 2}\n', "x.json:3", "does not go on"),
+    "open array": ("x.json", b'[{"a": 1},\n{"a": 2}\n', "x.json:3", "does not end"),
     "array without comma": ("x.json", b'[{"a": 1}\n{"a": 2}]', "x.json:2", "does not go on"),
     "after the array": ("x.json", b'[{"a": 1}] []', "x.json:1", "follows"),
-    "pretty object": ("x.json", b'{\n "a": 1\n}', "x.json:1", "neither an array"),
-    "short row": ("x.csv", b"a,b\n1,2\n3\n", "x.csv:3", "1 cells where the header has 2"),
+    "pretty object": ("x.json", b'{\n "a": 1\n}', "x.json:1", "spread over several lines"),
+    "short row": ("x.csv", b"a,b\n1,2\n3\n", "x.csv:3", "1 cell where the header has 2"),
     "long row": ("x.tsv", b"a\tb\n1\t2\t3\n", "x.tsv:2", "3 cells"),
     "header twice": ("x.csv", b"a,a\n1,2\n", "x.csv:1", "`a` stands twice"),
-    "nameless column": ("x.csv", b"a,\n1,2\n", "x.csv:1", "without a name"),
+    "nameless column": ("x.csv", b"a,\n1,2\n", "x.csv:1", "column 2 has no name"),
     "semicolons": ("x.csv", b"a;b\n1;2\n", "x.csv:1", "';'"),
     "open quote": ("x.csv", b'a,b\n1,2\n"x,3\n4,5\n', "x.csv:3", "not a table"),
     "stray quote": ("x.csv", b'a,b\n"x"y,3\n', "x.csv:2", "not a table"),
@@ -140,9 +140,7 @@ def test_encoding_is_converted_only_when_named(tmp_path: Path) -> None:
         path = tmp_path / f"{encoding}.jsonl"
         path.write_bytes(text.encode(encoding))
         assert _read(path, encoding) == [json.loads(line) for line in text.splitlines()]
-    with pytest.raises(DataError, match="not an encoding"):
-        _read(path, "utf-99")
-    with pytest.raises(DataError, match="not shift-jis"):
+    with pytest.raises(DataError, match="not shift-jis, at byte 14"):
         _read(tmp_path / "latin-1.jsonl", "shift-jis")
 
 

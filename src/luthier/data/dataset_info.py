@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.strict_json import decode
-from luthier.data.textfiles import whole_text
+from luthier.data.textfiles import text_pieces
 from luthier.errors import DataError, NotFound, did_you_mean, here
 
 FILE = "dataset_info.json"
@@ -115,7 +115,7 @@ def _entry(index: Path, entries: Mapping[str, Any], wanted: str) -> Described:
 
 
 def _entries(index: Path) -> Mapping[str, Any]:
-    text = whole_text(index, str(index))
+    text = "".join(text_pieces(index, str(index)))
     value, end = decode(text.strip(), 0, str(index))
     if not isinstance(value, dict) or text.strip()[end:]:
         raise DataError("must be one object: the name of each data set → its description", str(index))

@@ -14,7 +14,7 @@ from typing import Any
 from luthier.data import tool_calls, turns
 from luthier.data.examples import EmptyAnswer, Example, Message, content_id
 from luthier.data.templates import as_text, fill, placeholders
-from luthier.errors import DataError, did_you_mean
+from luthier.errors import DataError, did_you_mean, few
 from luthier.spec import Data
 
 
@@ -38,7 +38,7 @@ class Cells:
         if value is None:
             source = self.data.columns.get(name)
             missing = f"no `{name}`" + (f" (column `{source}`)" if source else "")
-            raise DataError(f"this row has {missing}", self.where, f"it has: {', '.join(self.values)}")
+            raise DataError(f"this row has {missing}", self.where, f"it has: {few(self.values)}")
         if isinstance(value, list | dict):
             raise DataError(f"`{name}` must be text, not a structure", self.where, "write it as JSON text")
         if not empty and not as_text(value).strip():
@@ -151,7 +151,7 @@ def _known(name: str) -> str:
 def _renamed(columns: Collection[str], mapping: Mapping[str, str], where: str) -> set[str]:
     for ours, theirs in mapping.items():
         if theirs not in columns:
-            hint = did_you_mean(theirs, columns) or f"the file has: {', '.join(columns)}"
+            hint = did_you_mean(theirs, columns) or f"the file has: {few(columns)}"
             raise DataError(f"`data.columns.{ours}` names the column `{theirs}`, which is not there", where, hint)
     return (set(columns) - set(mapping.values())) | set(mapping)
 
@@ -170,7 +170,7 @@ def _unknown(names: set[str], where: str) -> DataError:
     beside = sorted(names & set(_SAID_BESIDE))
     if beside:
         hint += f"; what stands in `{beside[0]}` needs a template: data.template: '{{{beside[0]}}} {{input}}'"
-    return DataError(f"the columns {', '.join(sorted(names)) or '(none)'} fit no known format", where, hint)
+    return DataError(f"the columns {few(sorted(names)) or '(none)'} fit no known format", where, hint)
 
 
 # -- the formats -------------------------------------------------------------------------------------------------------

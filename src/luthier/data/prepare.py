@@ -95,7 +95,7 @@ def _share(wish: Any) -> float:
 
 def _read(source: sources.Source, data: Data, cleaner: cleaning.Cleaner) -> tuple[str, list[Example], list[str]]:
     """Format, examples and columns of one source. All bad rows are counted, the first is shown."""
-    rows = list(sources.rows(source))
+    rows = list(sources.rows(source, data.encoding))
     name = sources.name_of(source)
     if not rows:
         raise DataError("no rows", name, "it is empty, or holds a header alone")

@@ -1,29 +1,22 @@
 """Rows of a file, a folder, a Hub data set or any Python iterable, each with its file and line.
 
-Lives here: reading, strictly: what is not plain, finite, UTF-8 data is refused with its place.
-Does not live here: what a row means (`formats.py`).
+Lives here: what a source is, and the readers of Python rows and data sets. Does not live here: the readers of files
+(`json_files.py`, `tables.py`), what a row means (`formats.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import datetime
-import decimal
-import math
-import numbers
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from luthier.data import dataset_info
-from luthier.data.strict_json import MAX_DEPTH, decode, whole_characters
-from luthier.data.textfiles import MAX_LINE_BYTES, lines, open_bytes, whole_text
+from luthier.data.cells import Row, plain
+from luthier.data.json_files import json_rows
+from luthier.data.tables import parquet_rows, table_rows
 from luthier.errors import DataError, MissingExtra, NotFound, here, near_path
-
-Row = tuple[dict[str, Any], str, int]
-"""A row, the file it came from as the user named it, and its line (parquet, Hub, iterables: its number), from 1."""
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 
@@ -73,6 +66,10 @@ def _names_the_hub(text: str, path: Path) -> bool:
 
 
 def _missing(path: Path, name: str) -> NotFound:
+    if path.is_symlink():
+        return NotFound(f"a link that leads nowhere: {name}", hint=f"it points to {path.readlink()}")
+    if path.exists():
+        return NotFound(f"neither a file nor a folder: {name}", hint="write the rows to a file first")
     missing = None if path.parent.is_dir() else f"the folder `{path.parent}` does not exist either"
     return NotFound(f"no such data file: {name}", hint=near_path(path) or missing)
 
@@ -86,158 +83,14 @@ def _kind(path: Path) -> str | None:
 def _file_rows(path: Path, name: str, encoding: str | None) -> Iterator[Row]:
     kind = _kind(path)
     if kind is None:
-        known = ", ".join(SUFFIXES)
-        raise DataError(
-            f"`{path.name}` is of no kind luthier reads", name, f"save it as one of {known}, or .gz of them"
-        )
+        archive = path.suffix.lower() in (".zip", ".tar", ".tgz", ".7z", ".bz2", ".xz", ".zst")
+        hint = f"save it as one of {', '.join(SUFFIXES)}, or .gz of them"
+        raise DataError(f"`{path.name}` is of no kind luthier reads", name, "unpack it" if archive else hint)
     if kind == ".parquet":
-        return _parquet_rows(path, name)
+        return parquet_rows(path, name)
     if kind in (".csv", ".tsv"):
-        return _table_rows(path, name, "," if kind == ".csv" else "\t", encoding)
-    if kind == ".json":
-        return _json_rows(path, name, encoding)
-    return _json_lines(lines(path, name, encoding), name)
-
-
-# -- JSON --------------------------------------------------------------------------------------------------------------
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        kind = {list: "an array", str: "a string", type(None): "null", bool: "a truth value"}.get(
-            type(value), "a number"
-        )
-        raise DataError(f"a row must be an object with named columns, not {kind}", where)
-    return value
-
-
-def _json_lines(numbered: Iterator[tuple[int, str]], name: str) -> Iterator[Row]:
-    for number, line in numbered:
-        text = line.strip(" \t\r\n")
-        if not text:
-            continue
-        where = f"{name}:{number}"
-        value, end = decode(text, 0, where)
-        if end != len(text):
-            raise DataError(
-                "more than one JSON value on this line", where, "one object per line, or an array in a .json file"
-            )
-        yield _object(value, where), name, number
-
-
-def _json_rows(path: Path, name: str, encoding: str | None) -> Iterator[Row]:
-    """A .json file: an array of objects; or JSON lines under the wrong suffix, which is common."""
-    text = whole_text(path, name, encoding)
-    start = _skip(text, 0)
-    if text.startswith("[", start):
-        yield from _array(text, start + 1, name)
-        return
-    first = text[start:].split("\n", 1)[0].strip()
-    if first.endswith("}"):
-        yield from _json_lines(enumerate(text.split("\n"), 1), name)
-    elif first:
-        raise DataError("neither an array of objects nor one object per line", f"{name}:1", "put the rows into [ … ]")
-
-
-def _array(text: str, at: int, name: str) -> Iterator[Row]:
-    line, counted = 1, 0
-    at = _skip(text, at)
-    while not text.startswith("]", at):
-        line, counted = line + text.count("\n", counted, at), at
-        value, end = decode(text, at, f"{name}:{line}")
-        if end - at > MAX_LINE_BYTES:
-            raise DataError(f"a row longer than {MAX_LINE_BYTES >> 20} MB", f"{name}:{line}")
-        yield _object(value, f"{name}:{line}"), name, line
-        at = _skip(text, end)
-        if text.startswith(",", at):
-            at = _skip(text, at + 1)
-        elif not text.startswith("]", at):
-            line += text.count("\n", counted, at)
-            raise DataError("the array does not go on with `,` or end with `]`", f"{name}:{line}")
-    if _skip(text, at + 1) != len(text):
-        raise DataError("something follows the end of the array", f"{name}:{line}")
-
-
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at
-
-
-# -- tables ------------------------------------------------------------------------------------------------------------
-
-
-def _table_rows(path: Path, name: str, delimiter: str, encoding: str | None) -> Iterator[Row]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader((line for _, line in lines(path, name, encoding)), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    while True:
-        started = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise DataError(f"not a table: {error}", f"{name}:{started}", "a quote inside a cell is doubled") from None
-        if cells is None:
-            return
-        if not cells:
-            continue
-        if header is None:
-            header = _header(cells, f"{name}:{started}")
-        elif len(cells) != len(header):
-            raise DataError(f"{len(cells)} cells where the header has {len(header)}", f"{name}:{started}")
-        else:
-            yield dict(zip(header, cells, strict=True)), name, started
-
-
-def _header(cells: list[str], where: str) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    if not all(names):
-        raise DataError("a column without a name in the header", where)
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice:
-        raise DataError(f"the column `{twice}` stands twice in the header", where)
-    other = next((sign for sign in (";", "\t", "|") if len(names) == 1 and sign in names[0]), None)
-    if other:
-        raise DataError(f"the columns seem to be separated by {other!r}", where, "use commas in .csv, tabs in .tsv")
-    return names
-
-
-def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with open_bytes(path, name) as stream:
-        try:
-            file = pq.ParquetFile(pa.BufferReader(stream.read()) if path.suffix.lower() == ".gz" else path)
-            for field in file.schema_arrow:
-                if not _plain_type(field.type):
-                    raise DataError(f"the column `{field.name}` holds {field.type}, which is not plain data", name)
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield {key: plain(value, f"{name}:{number}", key) for key, value in row.items()}, name, number
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"not a readable parquet file: {str(error).splitlines()[0]}", name) from None
-
-
-def _plain_type(kind: Any) -> bool:
-    """Numbers, text, dates, and lists and structures of them; no binary, no extension types (they can carry code)."""
-    import pyarrow as pa
-
-    if isinstance(kind, pa.BaseExtensionType):
-        return False
-    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _plain_type(kind.value_type)
-    if pa.types.is_fixed_size_list(kind):
-        return _plain_type(kind.value_type)
-    if pa.types.is_struct(kind):
-        return all(_plain_type(kind.field(i).type) for i in range(kind.num_fields))
-    tests = (pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string)
-    more = (pa.types.is_large_string, pa.types.is_string_view, pa.types.is_temporal, pa.types.is_decimal)
-    return any(test(kind) for test in tests + more)
+        return table_rows(path, name, "," if kind == ".csv" else "\t", encoding)
+    return json_rows(path, name, encoding)
 
 
 # -- Python and the Hub ------------------------------------------------------------------------------------------------
@@ -250,27 +103,6 @@ def _iterable_rows(source: Iterable[Any]) -> Iterator[Row]:
             hint = 'a data frame becomes rows by `frame.to_dict("records")`' if isinstance(row, str) else None
             raise DataError(f"a row must be a mapping of named columns, not {type(row).__name__}", where, hint)
         yield {str(key): plain(value, where, str(key)) for key, value in row.items()}, "rows", number
-
-
-def plain(value: Any, where: str, column: str, depth: int = 1) -> Any:
-    """`value` as JSON knows it (dates and decimals become text); DataError for anything else, NaN included."""
-    if value is None or isinstance(value, str | bool):
-        return whole_characters(value, where) if isinstance(value, str) else value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, decimal.Decimal | datetime.date | datetime.time | datetime.timedelta):
-        return str(value)
-    if isinstance(value, numbers.Real):
-        if not math.isfinite(value):
-            raise DataError(f"the column `{column}` holds {float(value)}, which cannot be trained on", where)
-        return float(value)
-    if depth >= MAX_DEPTH:
-        raise DataError(f"nested deeper than {MAX_DEPTH} levels", where)
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner, where, column, depth + 1) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [plain(inner, where, column, depth + 1) for inner in value]
-    raise DataError(f"the column `{column}` holds a {type(value).__name__}, which is not plain data", where)
 
 
 def own_split(source: Source, split: str) -> str | None:
@@ -327,12 +159,34 @@ def _load_splits(base: str) -> Mapping[str, Any]:
     else:
         raise NotFound(f"`{base}` is not the name of a data set", hint="write org/name[/config][@revision][:split]")
     try:
-        with _asking_once(arguments["path"]) if match and not folder.is_dir() else contextlib.nullcontext():
+        with _quiet() if folder.is_dir() else _asking_once(arguments["path"]):
             return datasets.load_dataset(**arguments)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        _name_the_bad_file(folder)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = near_path(folder) or "a name on the Hub (does it answer from here?), or a folder with data files"
         raise NotFound(f"cannot load `{base}`: {reason}", hint=hint) from None
+
+
+def _name_the_bad_file(folder: Path) -> None:
+    """The library says that a folder cannot be read; our own readers say which file, which line and why."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and _kind(path) is not None:
+            for _ in _file_rows(path, str(path), None):
+                pass
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's log says what our error says, with a Python class in it."""
+    import datasets
+
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

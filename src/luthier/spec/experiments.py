@@ -21,6 +21,8 @@ from luthier.spec.parameters import Experiment
 from luthier.spec.values import ROWS, Advice, Part, known_paths, sections
 
 _SPLITS = ("data.train", "data.validation", "data.test")
+_PLACES = {"name", "data.encoding", *_SPLITS}
+"""Where things lie and how they are written there, not what is learned."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -197,7 +199,7 @@ def differences(a: Experiment, b: Experiment) -> list[str]:
 
 
 def _substance(experiment: Experiment) -> dict[str, Any]:
-    values = {path: value for path, value in leaves(experiment).items() if path != "name" and path not in _SPLITS}
+    values = {path: value for path, value in leaves(experiment).items() if path not in _PLACES}
     base = PurePath(experiment.model.name)
     values["model.name"] = base.name if base.is_absolute() else experiment.model.name
     return json.loads(json.dumps(values))  # tuples and lists are the same, as in a file

@@ -34,6 +34,7 @@ from luthier.spec.values import (
     search_space,
     share_or_steps,
     split_source,
+    text_encoding,
     underscored,
 )
 
@@ -72,6 +73,9 @@ class Data(Part):
     """Rows to choose by: a file, or a share of `train`. Omitted: the data set's own split, else a tenth of `train`."""
     test: Annotated[Any, PlainValidator(split_source, json_schema_input_type=str | float | None)] = None
     """Rows for the verdict, never to choose by: a file, or a share of `train`. Omitted: as for `validation`."""
+    encoding: Annotated[Text, AfterValidator(text_encoding)] | None = None
+    """Encoding of text files that are not UTF-8: cp949, cp932 (Shift-JIS), cp1252 (latin-1), utf-16, …
+    Omitted: UTF-8; anything else is named, and never converted unasked."""
     format: Annotated[Text, AfterValidator(underscored)] | None = None
     """messages, sharegpt, segments, alpaca, prompt_completion, input_output, text_label, text, or a plugin's name.
     Omitted: recognised by the columns."""

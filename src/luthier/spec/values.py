@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from encodings.aliases import aliases
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le
@@ -190,6 +191,26 @@ def braces(template: str) -> str:
 
 def underscored(value: str) -> str:
     return re.sub(r"[/-]", "_", value)
+
+
+@functools.cache
+def _encodings() -> frozenset[str]:
+    """Python's names for encodings of text; those that turn bytes into bytes or depend on the machine are none."""
+    no_text = {"base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec", "mbcs"}
+    return frozenset(aliases.values()) - no_text - {"tactis"} | {"utf_8_sig"}
+
+
+def text_encoding(name: str) -> str:
+    """
+    >>> text_encoding("Shift-JIS")
+    'Shift-JIS'
+    """
+    plain = re.sub(r"[\s_-]+", "_", name.strip().lower())
+    known = _encodings()
+    if plain in known or aliases.get(plain) in known:
+        return name.strip()
+    near = did_you_mean(plain, sorted({each for each, meant in aliases.items() if meant in known} | known))
+    raise ValueError(f"is no encoding: `{name}`; {near or 'for example cp949, cp932, cp1252, utf-16'}")
 
 
 def share_or_steps(value: float) -> float:
