@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.data import prepare as preparing
-from luthier.data.prepare import guess_task, load_dataset, prepare, side
+from luthier.data import formats
+from luthier.data.examples import content_id
+from luthier.data.prepare import guess_task, load_dataset, prepare
+from luthier.data.spool import side
 from luthier.errors import DataError, NotFound
 from luthier.spec import Data
 
@@ -197,7 +199,7 @@ def test_the_task_is_guessed(tmp_path: Path) -> None:
     assert task([{"text": f"t {i}"} for i in range(20)]) == "generation"
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     assert task([{"messages": turns}]) == "chat"
-    assert guess_task([]) == "generation"
+    assert guess_task(set(), (), 0) == "generation"
 
 
 def _labelled(*labels: Any) -> list[dict[str, Any]]:
@@ -233,9 +235,7 @@ def test_pairs_get_labels_when_they_classify(tmp_path: Path) -> None:
 
 def test_a_rare_class_that_fell_to_the_test_is_said(tmp_path: Path) -> None:
     rows = [{"text": f"t {i}", "label": ["a", "b"][i % 2]} for i in range(40)]
-    rare = next(
-        f"r {i}" for i in range(99) if preparing.side(preparing.content_id({"text": f"r {i}"}), 0.1, 0.1) == "test"
-    )
+    rare = next(f"r {i}" for i in range(99) if side(content_id({"text": f"r {i}"}), 0.1, 0.1) == "test")
     dataset = prepare(Data(train=[*rows, {"text": rare, "label": "rare"}]), tmp_path)
     assert dataset.labels == ("a", "b", "rare")
     assert "no row of train has the class rare" in dataset.summary["notes"]
@@ -287,7 +287,7 @@ def test_every_kind_survives_the_folder(tmp_path: Path) -> None:
     ):
         data = Data(train=rows, validation=0.0, test=0.0)
         dataset = prepare(data, tmp_path)
-        expected = [preparing.formats.to_example(row, dataset.format, data, "rows", i) for i, row in enumerate(rows, 1)]
+        expected = [formats.to_example(row, dataset.format, data, "rows", i) for i, row in enumerate(rows, 1)]
         assert dataset.examples("train") == expected
 
 

@@ -1,7 +1,7 @@
 """Texts that are the same but for case and spaces, and texts that are nearly the same (pure maths).
 
-Lives here: a text's normal form, its shingles, MinHash with banding, the true Jaccard of candidates. Does not live here:
-files, splits, what is done about a twin (`leaks.py`).
+Lives here: a text's normal form, its shingles, MinHash with banding, the true Jaccard of candidates.
+Does not live here: files and splits (`leaks.py`), what is done about a twin (`sorting.py`).
 
 Letters: N rows, S shingles of all rows one after another, P pairs, B bands.
 """
@@ -77,9 +77,14 @@ class Shingles:
         within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return self.values_S[self.starts_N1[rows][owner] + within], owner
 
+    def take(self, rows: np.ndarray) -> Shingles:
+        """These rows alone."""
+        values, owner = self.of(rows)
+        return _ragged(owner, values, len(rows))
+
 
 def shingle(texts: Sequence[str]) -> Shingles:
-    """Every stretch of three characters of each text, hashed; of two where it begins with a wide one (Korean, Japanese).
+    """Every stretch of three characters of each text, hashed; of two where it begins with a wide one (한, 日, か).
 
     A text that is shorter than that is one shingle, an empty text has none. Give texts in their normal form.
     """
@@ -116,7 +121,7 @@ def joined(parts: Sequence[Shingles]) -> Shingles:
 
 
 def boilerplate(shingles: Shingles) -> np.ndarray:
-    """Shingles that stand in more than half of the rows, and in 20 at least: an instruction, a system prompt. Sorted."""
+    """Shingles of more than half of the rows, and of 20 at least: an instruction, a system prompt. Sorted."""
     found, counts = np.unique(shingles.values_S, return_counts=True)
     return found[(counts > len(shingles) / 2) & (counts >= 20)]
 
@@ -146,13 +151,8 @@ class Rows:
 
     def take(self, rows: np.ndarray) -> Rows:
         """These rows alone."""
-
-        def some(part: Shingles) -> Shingles:
-            values, owner = part.of(rows)
-            return _ragged(owner, values, len(rows))
-
         question, answer, before = self.parts
-        return Rows((some(question), some(answer), some(before)), self.keys_BN[:, rows])
+        return Rows((question.take(rows), answer.take(rows), before.take(rows)), self.keys_BN[:, rows])
 
 
 def rows_of(question: Shingles, answer: Shingles, before: Shingles) -> Rows:
@@ -186,7 +186,7 @@ def _minimum(shingles: Shingles, multiplier: np.uint32, shift: np.uint32) -> np.
 
 
 def jaccard(of: Shingles, rows_P: np.ndarray, among: Shingles, others_P: np.ndarray) -> np.ndarray:
-    """Shared shingles over all shingles, float64, for P pairs (a row of `of`, a row of `among`); 1 for two empty ones."""
+    """Shared shingles over all, float64, for P pairs (a row of `of`, a row of `among`); 1 for two empty ones."""
     found = np.empty(len(rows_P))
     weights = of.sizes_N[rows_P] + among.sizes_N[others_P]
     for start, end in _blocks(weights):

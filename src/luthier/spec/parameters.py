@@ -92,14 +92,17 @@ class Data(Part):
     overlength: Literal["error", "drop", "cut"] = "error"
     """An example longer than `max_seq_length`: refuse to start, drop it, or keep its first tokens. All are counted."""
     clean: Annotated[
-        tuple[Literal["duplicates"], ...],
+        tuple[Literal["duplicates", "normalised_duplicates", "near_duplicates", "contradictions"], ...],
         Field(strict=False),
         BeforeValidator(cleaning_steps),
         BeforeValidator(listed),
     ] = ("duplicates",)
-    """Cleaning steps, reported with counts. `duplicates`: of rows with equal content the first stays. `[]`: none."""
+    """Cleaning steps, reported with counts. `duplicates`: of rows with equal content the first stays.
+    `normalised_duplicates`: also where case, spaces or punctuation at the ends differ. `near_duplicates`: also where
+    four fifths of the text agree. `contradictions`: of a question with different answers no row stays. `[]`: none."""
     remove_leaks: bool = False
-    """Take rows that also stand in validation or test out of `train`; otherwise such rows are refused."""
+    """Take rows that also stand in validation or test (exactly, in other case or spaces, nearly, or by their group) out
+    of `train`; otherwise such rows are refused."""
     accept: Texts = ()
     """Codes of gate findings (`G07`) that a person has looked at and accepts."""
     group_by: Text | None = None
