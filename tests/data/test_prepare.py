@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luthier.data import formats
+from luthier.data.dataset import amend
 from luthier.data.examples import content_id
 from luthier.data.prepare import guess_task, load_dataset, prepare
 from luthier.data.spool import side
@@ -63,6 +64,13 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert prepare(Data(train=_pairs(50)), tmp_path, task="chat").fingerprint != first.fingerprint
     left = [p.name for p in (tmp_path / "data").iterdir() if p.name.startswith(".")]
     assert not left
+
+
+def test_a_summary_can_be_amended(tmp_path: Path) -> None:
+    dataset = prepare(Data(train=_pairs(50)), tmp_path)
+    more = amend(dataset, remarks=[{"code": "D01"}])
+    assert more.summary == dataset.summary | {"remarks": [{"code": "D01"}]} and load_dataset(dataset.path) == more
+    assert prepare(Data(train=_pairs(50)), tmp_path) == dataset
 
 
 def test_a_damaged_folder_is_noticed_or_mended(tmp_path: Path) -> None:
@@ -117,7 +125,7 @@ def test_groups_stay_on_one_side(tmp_path: Path) -> None:
         prepare(Data(train=rows, group_by="auther"), tmp_path)
     assert caught.value.hint == "did you mean `author`?"
     test = [row | {"author": 3} for row in _pairs(5, start=900)]
-    with pytest.raises(DataError, match="10 rows of train also stand in test"):
+    with pytest.raises(DataError, match=r"10 rows of train are of a group \(`author`\) that stands in test"):
         prepare(Data(train=rows, test=test, group_by="author", validation=0.0), tmp_path)
 
 

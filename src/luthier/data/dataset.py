@@ -119,6 +119,15 @@ def write(
     return load_dataset(target)
 
 
+def amend(dataset: Dataset, **more: Any) -> Dataset:
+    """The same data set with more in its summary: what can be told only once the folder stands."""
+    place = dataset.path / "dataset.json"
+    head = json.loads(place.read_text(encoding="utf-8"))
+    head["summary"] |= more
+    disk.write_whole(place, json.dumps(head, ensure_ascii=False, indent=1) + "\n")
+    return load_dataset(dataset.path)
+
+
 def _place_folder(target: Path, room: Path) -> None:
     try:
         with disk.whole_folder(target) as place:

@@ -6,6 +6,7 @@ Lives here: finding them by the numbers of a spool, and saying where they stand.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -58,7 +59,7 @@ def lay(spool: Spool, facts: Facts, chosen: np.ndarray, template: str | None) ->
     """Make the chosen rows (bool) comparable: reads their texts once. About 0.5 kB a row of 50 characters."""
     found: list[list[twins.Shingles]] = [[], [], []]
     texts: list[tuple[str, str, str]] = []
-    room = 0
+    fixed, room = array("Q"), 0
 
     def flush() -> None:
         for part, kept in zip(zip(*texts, strict=True), found, strict=False):
@@ -67,6 +68,7 @@ def lay(spool: Spool, facts: Facts, chosen: np.ndarray, template: str | None) ->
 
     for example in spool.examples(chosen):
         texts.append(parts(example, template))
+        fixed.append(twins.fixed(*texts[-1][:2]))
         room += sum(map(len, texts[-1]))
         if room > _BLOCK:
             flush()
@@ -78,7 +80,7 @@ def lay(spool: Spool, facts: Facts, chosen: np.ndarray, template: str | None) ->
     for pieces in found:
         whole = twins.joined(pieces)
         ready.append(twins.without(whole, twins.boilerplate(whole.take(sample))))
-    return Compared(numbers, twins.rows_of(*ready))
+    return Compared(numbers, twins.rows_of(*ready, np.array(fixed, np.uint64)))
 
 
 def repeats(keys: np.ndarray, facts: Facts, chosen: np.ndarray) -> np.ndarray:

@@ -286,7 +286,10 @@ def _unused(columns: Sequence[str], format_name: str, data: Data) -> list[str]:
 def _notes(summary: Mapping[str, Any], sorting: Sorting, format_name: str) -> list[str]:
     """What a person should know of the finished splits."""
     data, train, count = sorting.data, sorting.rows("train"), summary["conflicts"]
-    notes = [f"{count:,} {'question has' if count == 1 else 'questions have'} more than one answer"] if count else []
+    notes, first = [], "; ".join(summary["repeats"]["contradictions"]["first"][:2])
+    if count:
+        more = f" [{first}]; `data.clean: [contradictions]` drops all their rows" if first else ""
+        notes.append(f"{count:,} {'question has' if count == 1 else 'questions have'} more than one answer{more}")
     notes += [
         f"{count:,} {'row' if count == 1 else 'rows'} of {split} with a question of train, but another answer"
         for split, count in summary["asked_in_train"].items()

@@ -34,7 +34,10 @@ _STEPS = {
         "nearly repeats another one (Jaccard 0.8 or more)",
         "nearly repeat another one (Jaccard 0.8 or more)",
     ),
-    "contradictions": ("answers a question that has another answer too",) * 2,
+    "contradictions": (
+        "answers a question that has another answer too",
+        "answer a question that has another answer too",
+    ),
 }
 
 

@@ -8,8 +8,10 @@ Letters: N rows, S shingles of all rows one after another, P pairs, B bands.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +24,7 @@ BANDS, HASHES, MOST = 16, 5, 16
 Two questions of similarity J meet in some band with probability 1 - (1 - J^5)^16: 0.998 at J = 0.8, 0.13 at J = 0.4
 (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4)."""
 _WIDE = 0x2E80  # from here on a character says about as much as two of an alphabet: CJK, kana, Hangul
+_NUMBER = re.compile(r"(?<![a-z_\d])\d+(?![a-z_\d])")
 _BLOCK = 1 << 20  # shingles that are worked on at once
 _EMPTY = np.uint32(0xFFFFFFFF)
 _M1, _M2, _M3 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
@@ -53,6 +56,17 @@ def normal(text: str) -> str:
 
 def _is_mark(character: str) -> bool:
     return character == " " or (not character.isalnum() and unicodedata.category(character)[0] == "P")
+
+
+def fixed(question: str, answer: str) -> int:
+    """What near twins must have in common besides, as 64 bits: their numbers; and of one word, the word.
+
+    "Who won stage 16?" and "Who won stage 18?" ask two things; two names or two formulas that look alike are two.
+    Takes normal forms. A question in a script that writes without spaces is never one word.
+    """
+    word = question if " " not in question and all(ord(letter) < _WIDE for letter in question) else ""
+    told = "\0".join([word, *_NUMBER.findall(question), "", *_NUMBER.findall(answer)])
+    return int.from_bytes(hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +169,8 @@ class Rows:
         return Rows((question.take(rows), answer.take(rows), before.take(rows)), self.keys_BN[:, rows])
 
 
-def rows_of(question: Shingles, answer: Shingles, before: Shingles) -> Rows:
-    """Rows by their three parts, each N texts; a band's key is made of MinHash values of all three."""
+def rows_of(question: Shingles, answer: Shingles, before: Shingles, fixed_N: np.ndarray) -> Rows:
+    """Rows by their three parts, each N texts; a band's key is made of MinHash values of all three and `fixed`."""
     keys = np.empty((BANDS, len(question)), np.uint64)
     seeds = np.random.Generator(np.random.PCG64(20261121)).integers(0, 1 << 32, (BANDS, HASHES + 2, 2), np.uint64)
     seeds = seeds.astype(np.uint32)
@@ -164,7 +178,7 @@ def rows_of(question: Shingles, answer: Shingles, before: Shingles) -> Rows:
     plan = [question] * HASHES + [answer, before]
     empty = [part.sizes_N == 0 for part in (question, answer, before)]
     for band in range(BANDS):
-        key = np.full(len(question), band, np.uint64)
+        key = fixed_N + np.uint64(band)
         for part, (multiplier, shift) in zip(plan, seeds[band], strict=True):
             key = (key ^ _minimum(part, multiplier, shift)) * _M1
             key ^= key >> np.uint64(31)
@@ -215,8 +229,8 @@ def _blocks(weights: np.ndarray) -> Iterator[tuple[int, int]]:
 def partners(of: Rows, among: Rows, before: bool = False) -> np.ndarray:
     """For each row of `of` the number of a near twin in `among`, int64, or -1.
 
-    Twins have a Jaccard similarity of at least NEAR in every part. Of a bucket with more rows than MOST the first ones
-    are compared. With `before` both are the same rows, and only an earlier one counts.
+    Twins have a Jaccard similarity of at least NEAR in every part, and the same `fixed`. Of a bucket with more rows
+    than MOST the first ones are compared. With `before` both are the same rows, and only an earlier one counts.
     """
     found = np.full(len(of), -1)
     for band in range(BANDS):
@@ -246,10 +260,11 @@ def _near(of: Rows, rows_P: np.ndarray, among: Rows, others_P: np.ndarray) -> np
     return found
 
 
-def compared(
-    questions: Sequence[str], answers: Sequence[str] | None = None, told: Callable[[str], str] = normal
-) -> Rows:
+def compared(questions: Sequence[str], answers: Sequence[str] | None = None) -> Rows:
     """Rows of plain texts, made comparable in one go: for lists that fit in memory."""
     said = answers if answers is not None else [""] * len(questions)
-    parts = [shingle([told(text) for text in texts]) for texts in (questions, said, [""] * len(questions))]
-    return rows_of(*(without(part, boilerplate(part)) for part in parts))
+    asked, said = [normal(text) for text in questions], [normal(text) for text in said]
+    parts = [shingle(texts) for texts in (asked, said, [""] * len(asked))]
+    common = np.array([fixed(one, other) for one, other in zip(asked, said, strict=True)], np.uint64)
+    question, answer, before = (without(part, boilerplate(part)) for part in parts)
+    return rows_of(question, answer, before, common)
