@@ -99,13 +99,13 @@ def test_a_near_question_with_another_answer_is_no_leak(tmp_path: Path) -> None:
 
 def test_twins_in_what_stands_before_the_question_count(tmp_path: Path) -> None:
     """Two contexts that differ are two rows, however alike the questions; two turns of history likewise."""
-    contexts = [" ".join(one * 3) for one in _sentences("en", 30, 2)]
+    contexts = [" ".join(one) for one in _sentences("en", 30, 2)]
     asked = "what is told in the text above about the harbour"
     train = [{"context": text, "input": asked, "output": "nothing"} for text in contexts]
-    test = [row | {"context": " ".join(["other", *row["context"].split()[20:], "words", "here"])} for row in train]
+    test = [row | {"context": " ".join(["other", *row["context"].split()[7:], "words", "here"])} for row in train]
     template = "{context}\n{input}"
     assert prepare(Data(train=train, test=test, validation=0.0, template=template), tmp_path).counts["train"] == 30
-    near = [row | {"context": row["context"] + " indeed", "input": asked + " now"} for row in train]
+    near = [row | {"context": row["context"] + " indeed"} for row in train]
     with pytest.raises(DataError, match="30 rows of train have a near twin in test"):
         prepare(Data(train=train, test=near, validation=0.0, template=template), tmp_path)
 
@@ -213,9 +213,9 @@ def test_contradictions_are_told_and_all_their_rows_dropped_on_request(tmp_path:
         ("how long is it", "one"),
         ("How long is it?", "two"),
         ("how long is it", "One."),
-        ("how wide is it", "ten"),
+        ("how wide is it", "ten feet"),
     ]
-    rows = [{"input": question, "output": answer} for question, answer in [*said, ("how wide is it", "Ten")]]
+    rows = [{"input": question, "output": answer} for question, answer in [*said, ("how wide is it", "Ten feet.")]]
     wishes = {"train": rows, "validation": 0.0, "test": 0.0}
     told = prepare(Data(**wishes), tmp_path)
     assert told.counts["train"] == 5 and told.summary["conflicts"] == 1

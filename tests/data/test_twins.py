@@ -135,7 +135,7 @@ def test_what_near_twins_must_have_in_common() -> None:
 def test_what_most_rows_share_does_not_make_them_twins() -> None:
     rng, known = random.Random(3), words("en", 400)
     instruction = "classify the customer's message into one of the classes below, and answer with its name alone: "
-    tails = [" ".join(sentence("en", known, rng, 4)) for _ in range(60)]
+    tails = rng.sample(sorted(set(known)), 60)
     rows = twins.compared([instruction + tail for tail in tails], ["a"] * 60)
     assert (twins.partners(rows, rows, before=True) < 0).all()
     rows = twins.compared([instruction + tail for tail in tails[:5]], ["a"] * 5)
@@ -144,12 +144,10 @@ def test_what_most_rows_share_does_not_make_them_twins() -> None:
 
 def test_signatures_are_the_same_on_every_machine() -> None:
     rows = twins.compared(["the same question", "どこですか"], ["yes", "no"])
-    assert [f"{key:016x}" for key in rows.keys_BN[:2].ravel()] == SIGNATURE
+    found = [f"{key:016x}" for key in rows.keys_BN[:2].ravel()]
+    assert found == ["8ff202c5e60e30ff", "22641c56432d3bbb", "775b36769b579852", "07d5124ed1da193c"]
 
 
 def test_rows_of_which_nothing_is_left_are_nobodys_twins() -> None:
     rows = twins.compared(["", "", "?"], ["", "", ""])
     assert (twins.partners(rows, rows, before=True) < 0).all()
-
-
-SIGNATURE = ["0", "0", "0", "0"]

@@ -80,7 +80,8 @@ def lay(spool: Spool, facts: Facts, chosen: np.ndarray, template: str | None) ->
     for pieces in found:
         whole = twins.joined(pieces)
         ready.append(twins.without(whole, twins.boilerplate(whole.take(sample))))
-    return Compared(numbers, twins.rows_of(*ready, np.array(fixed, np.uint64)))
+    question, answer, before = ready
+    return Compared(numbers, twins.rows_of(question, answer, before, np.array(fixed, np.uint64)))
 
 
 def repeats(keys: np.ndarray, facts: Facts, chosen: np.ndarray) -> np.ndarray:
