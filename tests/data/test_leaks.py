@@ -163,13 +163,13 @@ def test_adding_rows_never_changes_the_side_of_a_row(tmp_path: Path, data: st.Da
         assert sum(map(len, forms)) == len(set.union(*forms))
 
 
-def test_spellings_of_one_question_stay_on_one_side(tmp_path: Path) -> None:
+def test_spellings_of_one_question_are_on_one_side_or_left_out(tmp_path: Path) -> None:
     rows = [
         {"input": text, "output": "x"} for i in range(200) for text in (f"Is it {i} ?", f"is it {i}", f" IS IT {i}.")
     ]
     dataset = prepare(Data(train=rows, validation=0.2, test=0.2), tmp_path)
     forms = [{normal(e.messages[0].content) for e in dataset.examples(split)} for split in dataset.counts]
-    assert sum(map(len, forms)) == 200 == len(set.union(*forms)) and all(forms)
+    assert sum(map(len, forms)) == 200 == len(set.union(*forms)) and forms[0] and forms[2]
     assert dataset.summary["repeats"]["normalised_duplicates"]["rows"] == 400
 
 

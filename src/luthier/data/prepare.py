@@ -40,8 +40,8 @@ STALE = 86_400  # seconds after which what a killed process left in `home/data` 
 def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> Dataset:
     """Read everything `data` names and write the Dataset folder `home/data/<fingerprint>`.
 
-    The side of a row follows from its content alone (the question without the answer, in normal form, or its group),
-    never from the seed, the order or the other rows; a row that has a twin on another side can only be left out.
+    The side of a row follows from its content alone (the question without the answer, or its group), never from the
+    seed, the order or the other rows; a row of validation or test that has a twin in train can only be left out.
     `seed` only draws `data.limit`. About 50 bytes a row are kept in memory. Raises DataError with file:line, NotFound.
     """
     with _room(Path(home) / "data") as room:

@@ -84,7 +84,9 @@ class Spool:
 
     def add(self, example: Example, split: str) -> None:
         """Remember one row that was read for `split`. Raises DataError where the column `group_by` is missing."""
-        question = content_id(_question(example, self._data.template, normal))
+        plain, folded = (_question(example, self._data.template, form) for form in (str, normal))
+        question = content_id(plain)
+        same = question if folded == plain else content_id(folded)
         group = _group(example, self._data)
         source = SPLITS.index(split)
         place = (
@@ -98,8 +100,8 @@ class Spool:
         line = b"\t".join(record_of(example))
         values = (
             int(example.id, 16),
-            int(question, 16),
-            _content(example, question),
+            int(same, 16),
+            _content(example, same),
             int(group, 16) if group else None,
             self.bytes,
             source,
@@ -154,12 +156,6 @@ def _example(record: Record) -> Example:
 
 
 # -- names by content --------------------------------------------------------------------------------------------------
-
-
-def question_id(example: Example, template: str | None = None) -> str:
-    """A name for all of the content but the answer, in its normal form (`twins.normal`): the same question asked twice
-    has the same name, whatever its case and spaces."""
-    return content_id(_question(example, template, normal))
 
 
 def _beside(example: Example, template: str | None) -> dict[str, Any]:
