@@ -25,7 +25,7 @@ OWN_FLAGS = {
     "convert": {"--out", "--json"},
     "doctor": {"--json"},
     "schema": set(),
-    "prepare": {"--json"},
+    "prepare": {"--json", "--remove-leaks"},
     "look": {"--row", "--worst", "--html", "--set", "--json"},
     "plan": {"--set", "--measure", "--json"},
     "tune": {"--set", "--accept", "--new", "--json"},
@@ -150,6 +150,16 @@ def test_of_one_row_command_line_and_python_say_the_same(luthier: Luthier, tmp_p
         for each in said:
             assert each.code == found["code"]
             assert json.loads(each.out)["counts"] == found["counts"] if each.out else found["message"] in each.err
+
+
+def test_prepare_takes_leaks_out_on_request(luthier: Luthier, tmp_path: Path) -> None:
+    rows.pairs(tmp_path, 30)
+    (tmp_path / "leaky.yaml").write_text("model: m\ndata: {train: pairs.jsonl, validation: 0, test: test.jsonl}\n")
+    rows.write(tmp_path / "test.jsonl", [{"input": "item 3?", "output": "red"}])
+    refused = luthier("prepare", "leaky.yaml")
+    assert refused.code == 2 and "1 row of train also stands in test" in refused.err
+    assert json.loads(luthier("prepare", "leaky.yaml", "--remove-leaks", "--json").out)["counts"]["train"] == 29
+    assert json.loads(luthier("prepare", "pairs.jsonl", "--remove-leaks", "--json").out)["task"] == "classification"
 
 
 def test_python_takes_the_path_of_an_experiment_where_it_takes_an_experiment(

@@ -16,9 +16,9 @@ from luthier.data.cleaning import EXAMPLES, Cleaner, notes
 from luthier.data.prepare import prepare
 from luthier.errors import DataError, SpecError
 from luthier.spec import Data
-from luthier.spec.parameters import CleaningStep
+from luthier.spec.parameters import RepairStep
 
-STEPS = [step for step in get_args(CleaningStep) if step != "duplicates"]
+STEPS = get_args(RepairStep)
 DIRTY = {
     "mojibake": ("sÃ­, seÃ±or", "sí, señor"),
     "control": ("to\u200bken\x00", "token"),

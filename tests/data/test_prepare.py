@@ -11,8 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.data import prepare as preparing
-from luthier.data.prepare import guess_task, load_dataset, prepare, side
+from luthier.data import formats
+from luthier.data.dataset import amend
+from luthier.data.examples import content_id
+from luthier.data.prepare import guess_task, load_dataset, prepare
+from luthier.data.spool import side
 from luthier.errors import DataError, NotFound
 from luthier.spec import Data
 
@@ -61,6 +64,13 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert prepare(Data(train=_pairs(50)), tmp_path, task="chat").fingerprint != first.fingerprint
     left = [p.name for p in (tmp_path / "data").iterdir() if p.name.startswith(".")]
     assert not left
+
+
+def test_a_summary_can_be_amended(tmp_path: Path) -> None:
+    dataset = prepare(Data(train=_pairs(50)), tmp_path)
+    more = amend(dataset, remarks=[{"code": "D01"}])
+    assert more.summary == dataset.summary | {"remarks": [{"code": "D01"}]} and load_dataset(dataset.path) == more
+    assert prepare(Data(train=_pairs(50)), tmp_path) == dataset
 
 
 def test_a_damaged_folder_is_noticed_or_mended(tmp_path: Path) -> None:
@@ -115,7 +125,7 @@ def test_groups_stay_on_one_side(tmp_path: Path) -> None:
         prepare(Data(train=rows, group_by="auther"), tmp_path)
     assert caught.value.hint == "did you mean `author`?"
     test = [row | {"author": 3} for row in _pairs(5, start=900)]
-    with pytest.raises(DataError, match="10 rows of train also stand in test"):
+    with pytest.raises(DataError, match=r"10 rows of train are of a group \(`author`\) that stands in test"):
         prepare(Data(train=rows, test=test, group_by="author", validation=0.0), tmp_path)
 
 
@@ -197,7 +207,7 @@ def test_the_task_is_guessed(tmp_path: Path) -> None:
     assert task([{"text": f"t {i}"} for i in range(20)]) == "generation"
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     assert task([{"messages": turns}]) == "chat"
-    assert guess_task([]) == "generation"
+    assert guess_task(set(), (), 0) == "generation"
 
 
 def _labelled(*labels: Any) -> list[dict[str, Any]]:
@@ -233,9 +243,7 @@ def test_pairs_get_labels_when_they_classify(tmp_path: Path) -> None:
 
 def test_a_rare_class_that_fell_to_the_test_is_said(tmp_path: Path) -> None:
     rows = [{"text": f"t {i}", "label": ["a", "b"][i % 2]} for i in range(40)]
-    rare = next(
-        f"r {i}" for i in range(99) if preparing.side(preparing.content_id({"text": f"r {i}"}), 0.1, 0.1) == "test"
-    )
+    rare = next(f"r {i}" for i in range(99) if side(content_id({"text": f"r {i}"}), 0.1, 0.1) == "test")
     dataset = prepare(Data(train=[*rows, {"text": rare, "label": "rare"}]), tmp_path)
     assert dataset.labels == ("a", "b", "rare")
     assert "no row of train has the class rare" in dataset.summary["notes"]
@@ -287,17 +295,19 @@ def test_every_kind_survives_the_folder(tmp_path: Path) -> None:
     ):
         data = Data(train=rows, validation=0.0, test=0.0)
         dataset = prepare(data, tmp_path)
-        expected = [preparing.formats.to_example(row, dataset.format, data, "rows", i) for i, row in enumerate(rows, 1)]
+        expected = [formats.to_example(row, dataset.format, data, "rows", i) for i, row in enumerate(rows, 1)]
         assert dataset.examples("train") == expected
 
 
 def test_real_data(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "banking77"
     files = {split: str(folder / f"{split}.jsonl.gz") for split in ("train", "validation", "test")}
-    with pytest.raises(DataError, match="6 rows of train also stand in test"):
+    with pytest.raises(
+        DataError, match="6 rows of train also stand in test; 3 rows of train stand in test but for case"
+    ):
         prepare(Data(**files), tmp_path)
     dataset = prepare(Data(**files, remove_leaks=True), tmp_path)
     assert (dataset.task, len(dataset.labels)) == ("classification", 77)
-    assert dataset.counts == {"train": 9015, "validation": 978, "test": 3079}
+    assert dataset.counts == {"train": 8703, "validation": 953, "test": 3079}
     ids = [{example.id for example in dataset.examples(split)} for split in dataset.counts]
     assert sum(map(len, ids)) == len(set.union(*ids)) == sum(dataset.counts.values())

@@ -141,12 +141,19 @@ def schema() -> None:
 # --- Look before you tune
 def prepare(
     data: Annotated[str, typer.Argument(help="Labelled rows, or an experiment file.", metavar="DATA")],
+    remove_leaks: Annotated[bool, typer.Option("--remove-leaks", help="The same as data.remove_leaks: true.")] = False,
     as_json: Json = False,
 ) -> None:
     """Read, recognise, clean and split the rows, and tell what was found."""
-    from luthier import studio
+    from luthier import spec, studio
 
-    dataset = studio.prepare(data)
+    described = data.endswith((".yaml", ".yml"))
+    if remove_leaks:
+        dataset = studio.prepare(
+            spec.load(data, ["data.remove_leaks=true"]) if described else spec.Data(train=data, remove_leaks=True)
+        )
+    else:
+        dataset = studio.prepare(data)
     if as_json:
         screen.as_json(dataset)
         return

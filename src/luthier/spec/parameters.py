@@ -40,7 +40,9 @@ from luthier.spec.values import (
 
 Task = Literal["classification", "generation", "summarization", "translation", "chat"]
 
-CleaningStep = Literal["duplicates", "mojibake", "control", "unicode", "html", "whitespace", "empty", "pii"]
+TwinStep = Literal["duplicates", "normalised_duplicates", "near_duplicates", "contradictions"]
+RepairStep = Literal["mojibake", "control", "unicode", "html", "whitespace", "empty", "pii"]
+CleaningStep = Literal[TwinStep, RepairStep]
 
 
 class Model(Part):
@@ -105,12 +107,15 @@ class Data(Part):
         BeforeValidator(listed),
     ] = ("duplicates",)
     """Cleaning steps; what the others would find is reported too. `duplicates`: of rows with equal content the first
-    stays. `mojibake`: UTF-8 read as another encoding is repaired. `control`: NUL, invisible characters and direction
+    stays. `normalised_duplicates`: also where case, spaces or punctuation at the ends differ. `near_duplicates`: also
+    where four fifths of the text agree. `contradictions`: of a question with different answers no row stays.
+    `mojibake`: UTF-8 read as another encoding is repaired. `control`: NUL, invisible characters and direction
     overrides go. `unicode`: NFC, one spelling a letter. `html`: tags and entities of web pages go, never in code.
     `whitespace`: ends, runs, odd spaces, CRLF. `empty`: rows with no answer, or a placeholder (N/A, TODO, 없음), go.
     `pii`: personal data and secrets become masks (`<EMAIL>`). `[]`: none."""
     remove_leaks: bool = False
-    """Take rows that also stand in validation or test out of `train`; otherwise such rows are refused."""
+    """Take rows that also stand in validation or test (exactly, in other case or spaces, nearly, or by their group) out
+    of `train`; otherwise such rows are refused."""
     accept: Texts = ()
     """Codes of gate findings (`G07`) that a person has looked at and accepts."""
     group_by: Text | None = None
