@@ -45,7 +45,7 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
     twins = _drop_twins(splits) if "duplicates" in data.clean else {}
     splits = _divide(splits, data)
     leaks = _drop_leaks(splits, data)
-    task = task or guess_task(splits["train"])
+    task = task or ("translation" if formats.translates(data) else guess_task(splits["train"]))
     labels = _label(splits, data, set(given)) if task == "classification" else ()
     splits["train"] = _drawn(splits["train"], data.limit, seed)
     if not splits["train"]:
@@ -250,7 +250,7 @@ def _label(splits: Splits, data: Data, given: set[str]) -> tuple[str, ...]:
     own = [
         example.label or "" for split in splits if split == "train" or split not in given for example in splits[split]
     ]
-    names = data.labels or tuple(sorted(set(own)))
+    names = formats.class_names(data.labels) or tuple(sorted(set(own)))
     for examples in splits.values():
         for example in examples:
             if example.label not in names:
