@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier import disk
 from luthier.data import formats, sources
 from luthier.data.dataset import SPLITS, Dataset, load_dataset, write
 from luthier.data.examples import Example, answer_text, content_id
+from luthier.data.survey import survey
 from luthier.data.templates import as_text, placeholders
 from luthier.errors import DataError, did_you_mean
 from luthier.spec import Data
@@ -67,7 +70,15 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
         summary["label_counts"] = {label: counts[label] for label in labels}
     summary["notes"] = _notes(summary, splits, data, format_name)
     facts = {"task": task, "format": format_name, "labels": labels}
-    return write(Path(home), splits, facts, {"splits": origins, "summary": summary})
+    return _surveyed(write(Path(home), splits, facts, {"splits": origins, "summary": summary}), data)
+
+
+def _surveyed(dataset: Dataset, data: Data) -> Dataset:
+    """The data set with the survey's remarks in its summary, written down."""
+    told = json.loads((dataset.path / "dataset.json").read_text(encoding="utf-8"))
+    told["summary"]["remarks"] = [dataclasses.asdict(remark) for remark in survey(dataset, data)]
+    disk.write_whole(dataset.path / "dataset.json", json.dumps(told, ensure_ascii=False, indent=1) + "\n")
+    return load_dataset(dataset.path)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
