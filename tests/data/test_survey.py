@@ -173,13 +173,20 @@ def test_d07_languages_are_mixed(tmp_path: Path) -> None:
 
 
 def test_d08_languages_differ_between_splits(tmp_path: Path) -> None:
-    train = _said([KOREAN] * 90 + [ENGLISH] * 10)
-    test = _splits(tmp_path, _said([KOREAN] * 32 + [ENGLISH] * 8), "test")
+    train = _said([KOREAN] * 360 + [ENGLISH] * 40)
+    test = _splits(tmp_path, _said([KOREAN] * 160 + [ENGLISH] * 40), "test")
     remark = _remarks(tmp_path, train, test=test)["D08"]
     assert "the questions of test" in remark.message and "English 20% against 10% in train" in remark.message
-    assert remark.rows == (f"{test}:33", f"{test}:34", f"{test}:35")
-    assert "D08" not in _remarks(tmp_path, train, test=_said([KOREAN] * 33 + [ENGLISH] * 7))
-    assert "D08" not in _remarks(tmp_path, train, test=_said([ENGLISH] * 29))  # too few to tell
+    assert remark.rows == (f"{test}:161", f"{test}:162", f"{test}:163")
+    assert "D08" not in _remarks(tmp_path, train, test=_said([KOREAN] * 162 + [ENGLISH] * 38))  # nine points
+    assert "D08" not in _remarks(tmp_path, train, test=_said([KOREAN] * 16 + [ENGLISH] * 4))  # may be luck
+
+
+def test_languages_are_not_judged_by_the_few_that_can_be_told(tmp_path: Path) -> None:
+    train, test = _said([KOREAN] * 40 + [ENGLISH] * 10), _said([ENGLISH] * 50)
+    assert {"D07", "D08"} <= set(_remarks(tmp_path, train, test=test))
+    names = _pairs(60)
+    assert not {"D07", "D08"} & set(_remarks(tmp_path, [*train, *names], test=[*test, *_pairs(60)]))
 
 
 def test_what_cannot_be_told_has_no_language() -> None:

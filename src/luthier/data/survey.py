@@ -9,7 +9,7 @@
 | D05 | classes without a test | rows in train, none in test |
 | D06 | very long rows | beyond what the middle half of the rows suggests, and 8 times the median |
 | D07 | several languages | 1 % or more of the questions, or of the answers, in others than the most frequent |
-| D08 | languages differ by split | a language's share in validation or test 10 points from that in train |
+| D08 | languages differ by split | a share in validation or test 10 points, and 3 standard errors, from that in train |
 | D09 | longer than in training | rows of validation or test longer than every row of train |
 | D10 | few steps | an epoch has fewer than 20 |
 | D11 | few rows | fewer than 100 to train on |
@@ -36,7 +36,7 @@ from luthier.spec import Data, batches_per_epoch, steps_per_epoch
 OUTWEIGHS, OVERWHELMS = 10, 0.8
 RARE = 10
 TYPO_RATIO, TYPO_LETTERS = 10, 4
-FOREIGN_SHARE, FEWEST_FOREIGN, SHARE_APART, ENOUGH_HEARD = 0.01, 3, 0.1, 30
+FOREIGN_SHARE, FEWEST_FOREIGN, SHARE_APART, ERRORS_APART, HEARD = 0.01, 3, 0.1, 3, 0.5
 FEW_STEPS, USUAL_BATCH = 20, 8
 ADVISED_ROWS, COARSE_TEST = (100, 1000), 100
 ADVICE = "IBM advises 100 to 1,000 labelled examples (watsonx.ai, Data formats for tuning foundation models)"
@@ -231,7 +231,7 @@ def _languages(census: Census) -> Iterator[Remark]:
         total = heard.total()
         others = heard.most_common()[1:]
         foreign = sum(n for _, n in others)
-        if foreign < FEWEST_FOREIGN or foreign < FOREIGN_SHARE * total:
+        if foreign < max(FEWEST_FOREIGN, FOREIGN_SHARE * total) or not _are_told(side, *census.values()):
             continue
         names = [name for name, _ in others]
         rows = [place for split in census.values() for x in names for place in split.places.get((side, x), ())]
@@ -244,25 +244,41 @@ def _languages(census: Census) -> Iterator[Remark]:
         )
 
 
+def _are_told(side: str, *splits: Split) -> bool:
+    """Whether the languages of at least half the texts are known: names and numbers alone say little of the rest."""
+    heard = sum(split.languages[side].total() for split in splits)
+    return heard > 0 and heard >= HEARD * sum(split.looked_at for split in splits)
+
+
 def _other_languages(census: Census) -> Iterator[Remark]:
+    train = census["train"]
     for name in ("validation", "test"):
+        split = census[name]
         for side in SIDES:
-            here, train = census[name].languages[side], census["train"].languages[side]
-            if min(here.total(), train.total()) < ENOUGH_HEARD:
+            if not (_are_told(side, train) and _are_told(side, split)):
                 continue
-            apart = [
-                (here[x] / here.total(), train[x] / train.total(), x)
-                for x in here | train
-                if abs(here[x] / here.total() - train[x] / train.total()) >= SHARE_APART
-            ]
+            apart = [x for x in split.languages[side] | train.languages[side] if _apart(x, side, split, train)]
+            shares = {x: (_share(x, side, split), _share(x, side, train)) for x in sorted(apart)}
             if apart:
-                told = "; ".join(f"{x} {mine:.0%} against {theirs:.0%} in train" for mine, theirs, x in sorted(apart))
+                told = "; ".join(f"{x} {here:.0%} against {there:.0%} in train" for x, (here, there) in shares.items())
                 yield Remark(
                     "D08",
                     f"the {side}s of {name} are in other languages than those of train: {told}",
-                    _first(census[name], side, (x for mine, theirs, x in apart if mine > theirs)),
+                    _first(split, side, (x for x, (here, there) in shares.items() if here > there)),
                     "a score on one language says little of another: divide the rows so that every split has both",
                 )
+
+
+def _share(name: str, side: str, split: Split) -> float:
+    return split.languages[side][name] / split.languages[side].total()
+
+
+def _apart(name: str, side: str, split: Split, train: Split) -> bool:
+    """Whether a language's shares in two splits differ by much, and by more than the luck of drawing them."""
+    a, b = split.languages[side], train.languages[side]
+    pooled = (a[name] + b[name]) / (a.total() + b.total())
+    error = (pooled * (1 - pooled) * (1 / a.total() + 1 / b.total())) ** 0.5
+    return abs(_share(name, side, split) - _share(name, side, train)) >= max(SHARE_APART, ERRORS_APART * error)
 
 
 # --- how many
