@@ -124,14 +124,20 @@ def prepare(
     data: Annotated[str, typer.Argument(help="Labelled rows, or an experiment file.", metavar="DATA")],
     as_json: Json = False,
 ) -> None:
-    """Read, recognise, clean and split the rows, and tell what was found."""
+    """Read, recognise, clean and split the rows; tell what was found, and write a page of it."""
     from luthier import studio
+    from luthier.cli import prepared
+    from luthier.data import page
 
-    dataset = studio.prepare(data)
+    with screen.busy("reading the rows"):
+        dataset = studio.prepare(data)
+        lengths = prepared.foresee(data, dataset) if data.endswith((".yaml", ".yml")) else None
+        path = page.write(dataset)
     if as_json:
-        screen.as_json(dataset)
+        screen.as_json({**asdict(dataset), "page": path, "lengths": lengths})
         return
-    _tell_data(dataset)
+    screen.say(f"data: {dataset.format} rows for {dataset.task}")
+    prepared.tell(dataset, lengths, path)
     screen.line(str(dataset.path))
 
 
