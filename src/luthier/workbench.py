@@ -176,7 +176,8 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
     }
     if tuned.note:  # rows apart: nothing is shared
         planned, said = dataclasses.replace(planned, shared_tokens=0), [*said, tuned.note]
-    if experiment.training.max_seq_length is None and (advice := suggested_length(lengths)).suggested < advice.longest:
+    limited = resolved.origins.get("training.max_seq_length") == "you"
+    if not limited and (advice := suggested_length(lengths)).suggested < advice.longest:
         said.append(advice.sentence)
     warnings = (*planned.warnings, *said, *bench.remarks)
     found = _found(experiment, dataset, planned, told["longest_answer"])
@@ -209,7 +210,9 @@ def lengths(resolved: presets.Resolved, dataset: Dataset) -> LengthAdvice:
     )
     step = -(-dataset.counts["train"] // LENGTHS_OF)
     rows = encode.encode_split(dataset.examples("train")[::step], loaded.tokenizer, free).rows
-    return suggested_length([len(row.ids_L) for row in rows], loaded.facts.positions)
+    positions, sides = loaded.facts.positions, 2 if loaded.family == "seq2seq" else 1
+    most = None if positions is None else sides * positions - free.virtual_tokens
+    return suggested_length([len(row.ids_L) for row in rows], most)
 
 
 def fit(bench: Bench) -> planning.Fit:

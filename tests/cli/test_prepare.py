@@ -54,10 +54,10 @@ def test_without_its_base_the_data_are_told_all_the_same(luthier: Luthier, tmp_p
 
 def test_the_plan_names_a_shorter_length_where_a_few_rows_hold_much(luthier: Luthier, experiment: Path) -> None:
     table = [{"prompt": f"{i} ", "completion": rows.COLOURS[i % 3]} for i in range(300)]
-    long = [{"prompt": f"{i} " + "no " * 70, "completion": "red"} for i in range(2)]
+    long = [{"prompt": f"{i} " + "no " * 70, "completion": "red"} for i in range(3)]
     rows.write(experiment.parent / "pairs.jsonl", [*table, *long])
     wish = ("--set", "data.validation=0.0", "--set", "data.test=0.0")
-    assert "`training.max_seq_length: 64` leaves out 2 of 302 rows" in luthier("plan", *wish).err
+    assert "`training.max_seq_length: 64` leaves out 3 of 303 rows" in luthier("plan", *wish).err
     assert "leaves out" not in luthier("plan", *wish, "--set", "training.max_seq_length=256").err
 
 

@@ -85,7 +85,7 @@ def test_the_page_says_what_the_data_set_says(tmp_path: Path) -> None:
     assert {"D03", "D10", "D11", "D12"} <= {remark["code"] for remark in dataset.summary["remarks"]}
     for split, count in dataset.counts.items():
         assert f"<b>{count}</b> {split}" in text
-    assert re.search(r"<td>duplicates</td><td class=\"num\">1</td><td>dropped</td>", text)
+    assert re.search(r"<td>duplicates</td><td class=\"num\">1</td><td class=\"fate\">dropped</td>", text)
     assert text.count('<td class="bar">') == 3 and "rows:91" in text  # a bar a class; where the twin stood
     assert "--set data.limit=" in text and "100 to 1,000 labelled examples" in text
     assert dataset.examples("train")[0].where in text

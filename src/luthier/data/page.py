@@ -41,6 +41,7 @@ def render(dataset: Dataset) -> str:
     """The page as text, from the Dataset folder alone."""
     counted = census.count(dataset)
     train = counted["train"]
+    sides = SIDES[:1] if dataset.labels else SIDES  # of a class's name the length says nothing
     return _template().render(
         d=dataset,
         name=_name(dataset),
@@ -54,15 +55,14 @@ def render(dataset: Dataset) -> str:
         cleaning=list(dataset.summary.get("cleaning", {}).values()),
         classes=_classes(counted),
         more_classes=max(0, len(_all_classes(counted)) - CLASSES_SHOWN),
-        charts=[_chart(side, train.lengths[side]) for side in SIDES if train.lengths[side].longest],
-        quantiles=[_quantiles(name, side, split) for name, split in counted.items() if split.rows for side in SIDES],
+        charts=[_chart(side, train.lengths[side]) for side in sides if train.lengths[side].longest],
+        quantiles=[_quantiles(name, side, split) for name, split in counted.items() if split.rows for side in sides],
         languages=[
             _tongues(name, side, split) for name, split in counted.items() for side in SIDES if split.languages[side]
         ],
         first=[(name, [_shown(record) for record in split.first]) for name, split in counted.items() if split.first],
         curve=survey.learning_curve(train.rows),
         advice=survey.ADVICE,
-        places=PLACES_SHOWN,
     )
 
 
