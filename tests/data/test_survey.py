@@ -241,6 +241,10 @@ def test_remarks_stand_in_the_data_set_and_every_code_is_explained(tmp_path: Pat
     codes = [remark["code"] for remark in dataset.summary["remarks"]]
     assert codes == sorted(codes) and {"D01", "D02", "D10", "D11", "D12"} <= set(codes)
     assert prepare(Data(train=table), tmp_path).summary == dataset.summary
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "prepare.md"
+    assert all(
+        line in guide.read_text(encoding="utf-8") for line in (survey.__doc__ or "").splitlines() if "| D" in line
+    )
     text = (survey.__doc__ or "") + Path(survey.__file__).read_text()
     assert all(text.count(f'"D{n:02}"') == 1 and f"| D{n:02} |" in text for n in range(1, 13))
 
