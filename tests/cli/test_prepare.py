@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from luthier.data import survey
 from luthier.evaluation import predictions
 from luthier.studio import Studio
 from tests import rows
@@ -59,6 +61,14 @@ def test_the_plan_names_a_shorter_length_where_a_few_rows_hold_much(luthier: Lut
     wish = ("--set", "data.validation=0.0", "--set", "data.test=0.0")
     assert "`training.max_seq_length: 64` leaves out 3 of 303 rows" in luthier("plan", *wish).err
     assert "leaves out" not in luthier("plan", *wish, "--set", "training.max_seq_length=256").err
+
+
+def test_the_commands_of_the_learning_curve_run_as_they_are_printed(luthier: Luthier, experiment: Path) -> None:
+    *tunes, compare = survey.learning_curve(36)
+    for command in tunes:
+        assert luthier(*shlex.split(command)[1:]).code == 0
+    told = luthier(*shlex.split(compare)[1:])
+    assert told.code == 0 and "half" in told.out and "whole" in told.out and "quarter" in told.out
 
 
 @pytest.mark.parametrize("kind", ["tiny_bert", "tiny_llama"])
