@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from luthier import spec
 from luthier.data import formats
 from luthier.data.prepare import prepare
 from luthier.errors import DataError, SpecError
-from luthier.spec import Data
+from luthier.spec import Data, values
 from tests import rows
 
 WORDS = {0: "negative", 1: "positive"}
@@ -85,6 +86,10 @@ def test_a_mapping_survives_the_file_and_set(tmp_path: Path) -> None:
 def test_what_is_no_name_is_refused(wrong: Any) -> None:
     with pytest.raises(SpecError, match=r"`data\.labels` must "):
         Data(train="x", labels=wrong)
+
+
+def test_the_examples_in_the_documentation_hold() -> None:
+    assert doctest.testmod(formats).failed == 0 and doctest.testmod(values).failed == 0
 
 
 # --- translation
