@@ -219,5 +219,7 @@ def of_base(name: str, data: str | Path, home: Path, heard: Heard = lambda count
 def _rows(data: str | Path, like: spec.Data, own: Dataset | None, home: Path) -> Dataset:
     """All rows of `data` as one data set, read as the run read its own."""
     changes = {"train": str(data), "validation": 0.0, "test": 0.0, "clean": (), "limit": None, "group_by": None}
-    labels = {"labels": own.labels} if own is not None and own.labels else {}
+    # a mapping stays: the new rows write their classes as the run's own did
+    known = own.labels if own is not None and not isinstance(like.labels, dict) else ()
+    labels = {"labels": known} if known else {}
     return prepare(like.model_copy(update=changes | labels), home, task=own.task if own is not None else None)

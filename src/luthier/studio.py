@@ -19,6 +19,7 @@ from luthier.errors import LuthierError, NotFound, SpecError, TrainingError, her
 from luthier.runs import Event, Plan, Run
 
 if TYPE_CHECKING:
+    from luthier.data.lengths import LengthAdvice
     from luthier.data.prepare import Dataset
     from luthier.data.seen import Seen
     from luthier.evaluation.report import Comparison, Report
@@ -98,6 +99,19 @@ class Studio:
 
         draft = experiment if isinstance(experiment, Draft) else self.draft(experiment)
         return looking.look(draft.resolved, draft.dataset, rows, worst)
+
+    def lengths(self, experiment: Described, dataset: Dataset) -> tuple[LengthAdvice, spec.Training]:
+        """What each `max_seq_length` would cost the training rows, as the experiment's base reads them; its training.
+
+        Raises ModelError where the base cannot be read.
+        """
+        from luthier import workbench
+        from luthier.models import facts
+
+        chosen = _named(_described(experiment))
+        _, commit = facts.locate(chosen.model.name, chosen.model.revision, weights=False)
+        resolved = presets.resolve(chosen, facts.inspect(chosen.model.name, commit), dataset.task)
+        return workbench.lengths(_pinned(resolved, commit), dataset), resolved.experiment.training
 
     # --- runs
     def tune(self, experiment: Described, new: bool = False) -> Run:

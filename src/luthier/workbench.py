@@ -25,6 +25,7 @@ from luthier import hardware, presets, redaction, spec
 from luthier.data import encode, formats, gate
 from luthier.data.encode import EncodedSplit, Rules
 from luthier.data.examples import Encoded, Example
+from luthier.data.lengths import LengthAdvice, suggested_length
 from luthier.data.prepare import Dataset, load_dataset
 from luthier.errors import DataError, ModelError, NotFound, TrainingError
 from luthier.evaluation import generate as speech
@@ -35,6 +36,8 @@ from luthier.runs import Finding, Plan, Run
 from luthier.train import measure as measuring
 from luthier.train import plan as planning
 from luthier.train.loop import Job
+
+LENGTHS_OF = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,9 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
     }
     if tuned.note:  # rows apart: nothing is shared
         planned, said = dataclasses.replace(planned, shared_tokens=0), [tuned.note]
+    limited = resolved.origins.get("training.max_seq_length") == "you"
+    if not limited and (advice := suggested_length(lengths)).suggested < advice.longest:
+        said.append(advice.sentence)
     warnings = (*planned.warnings, *said, *bench.remarks)
     found = _found(experiment, dataset, planned, told["longest_answer"])
     test = test_rows(bench)
@@ -227,6 +233,20 @@ def _found(experiment: spec.Experiment, dataset: Dataset, planned: Plan, longest
     }
     open_ones = {path for path, value in spec.leaves(experiment).items() if value is None}
     return {path: value for path, value in every.items() if path in open_ones and value is not None}
+
+
+def lengths(resolved: presets.Resolved, dataset: Dataset) -> LengthAdvice:
+    """What each `max_seq_length` would cost training rows, by up to LENGTHS_OF of them, evenly spread."""
+    experiment = resolved.experiment
+    loaded = base.load(experiment.model, experiment.method, dataset.labels, weights=False)
+    free = dataclasses.replace(
+        rules_of(experiment, dataset, loaded), max_seq_length=None, positions=None, overlength="cut"
+    )
+    step = -(-dataset.counts["train"] // LENGTHS_OF)
+    rows = encode.encode_split(dataset.examples("train")[::step], loaded.tokenizer, free).rows
+    positions, sides = loaded.facts.positions, 2 if loaded.family == "seq2seq" else 1
+    most = None if positions is None else sides * positions - free.virtual_tokens
+    return suggested_length([len(row.ids_L) for row in rows], most)
 
 
 def fit(bench: Bench) -> planning.Fit:

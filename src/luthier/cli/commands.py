@@ -144,20 +144,20 @@ def prepare(
     remove_leaks: Annotated[bool, typer.Option("--remove-leaks", help="The same as data.remove_leaks: true.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read, recognise, clean and split the rows, and tell what was found."""
-    from luthier import spec, studio
+    """Read, recognise, clean and split the rows; tell what was found, and write a page of it."""
+    from luthier import studio
+    from luthier.cli import prepared
+    from luthier.data import page
 
-    described = data.endswith((".yaml", ".yml"))
-    if remove_leaks:
-        dataset = studio.prepare(
-            spec.load(data, ["data.remove_leaks=true"]) if described else spec.Data(train=data, remove_leaks=True)
-        )
-    else:
-        dataset = studio.prepare(data)
+    with screen.busy("reading the rows"):
+        dataset = studio.prepare(prepared.described(data, remove_leaks))
+        lengths = prepared.foresee(data, dataset) if data.endswith((".yaml", ".yml")) else None
+        path = page.write(dataset)
     if as_json:
-        screen.as_json(dataset)
+        screen.as_json({**asdict(dataset), "page": path, "lengths": lengths})
         return
-    _tell_data(dataset)
+    screen.say(f"data: {dataset.format} rows for {dataset.task}")
+    prepared.tell(dataset, lengths, path)
     screen.line(str(dataset.path))
 
 

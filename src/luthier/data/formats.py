@@ -7,6 +7,7 @@ input_output, text_label, text) and the checks of each format's cells. Does not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,10 @@ class Format:
 QUESTIONS = ("query", "prompt", "input", "instruction", "question", "problem")
 ANSWERS = ("response", "answer", "output", "target", "targets", "completion")
 _SAID_BESIDE = ("context", "passage", "document", "article", "system", "history", "options", "choices")
+_LANGUAGE = re.compile(
+    "(af|ar|az|be|bg|bn|ca|cs|cy|da|de|el|en|es|et|eu|fa|fi|fr|ga|gl|gu|he|hi|hr|hu|hy|id|is|it|ja|ka|kk|km|kn|ko|lo|lt|"
+    "lv|mk|ml|mn|mr|ms|mt|my|ne|nl|no|pa|pl|ps|pt|ro|ru|sk|sl|so|sq|sr|sv|sw|ta|te|th|tl|tr|uk|ur|uz|vi|zh)([-_]\\w+)?"
+)  # codes of ISO 639-1, a region or script behind
 _NOT_OURS = (
     ({"chosen", "rejected"}, "preference pairs (chosen, rejected)"),
     ({"preferred_output", "non_preferred_output"}, "preference pairs (preferred_output, non_preferred_output)"),
@@ -121,6 +126,7 @@ def to_example(
 
     `answered=False` reads a question without its answer (for generation).
     """
+    row = _opened(row)
     renamed = {ours: row[theirs] for ours, theirs in data.columns.items() if theirs in row}
     values = {name: value for name, value in row.items() if name not in data.columns.values()} | renamed
     cells = Cells(values, data, file, line, answered)
@@ -131,10 +137,27 @@ def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The columns that hold a value in at least one row, in order of appearance."""
     found: dict[str, None] = {}
     for row in rows:
-        for name, value in row.items():
+        for name, value in _opened(row).items():
             if value is not None and name not in found:
                 found[name] = None
     return list(found)
+
+
+def translates(data: Data) -> bool:
+    """Whether `data.columns` sends one language into another: `{input: ko, output: ja}`."""
+    return {"input", "output"} <= data.columns.keys() and _are_languages(data.columns.values())
+
+
+def _are_languages(names: Iterable[str]) -> bool:
+    return all(_LANGUAGE.fullmatch(str(name).lower()) for name in names)
+
+
+def _opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`{"translation": {"ko": …, "ja": …}}` is two columns named by their languages."""
+    texts = row.get("translation")
+    if isinstance(texts, Mapping) and texts and _are_languages(texts) and not texts.keys() & row.keys():
+        return {name: value for name, value in row.items() if name != "translation"} | dict(texts)
+    return row
 
 
 def _all(known: Format) -> frozenset[str]:
@@ -163,6 +186,11 @@ def _alias(names: Collection[str], known: Collection[str]) -> str | None:
 
 
 def _unknown(names: set[str], where: str) -> DataError:
+    tongues = sorted(name for name in names if name != "id" and _are_languages([name]))
+    if len(tongues) > 1:
+        a, b = tongues[:2]
+        ways = f"data.columns: {{input: {a}, output: {b}}}, or {{input: {b}, output: {a}}}"
+        return DataError(f"{' and '.join(tongues)} are languages: which is translated into which?", where, ways)
     if "label" in names:
         hint = "say what is classified: data.columns: {text: COLUMN}, or data.template with {COLUMN} in it"
     else:
@@ -269,10 +297,19 @@ def _text_label(cells: Cells) -> Example:
     return Example(identity, "label", text=text, label=label, columns=columns, file=cells.file, line=cells.line)
 
 
-def _label(value: Any, names: tuple[str, ...] | None, where: str) -> str:
-    """The class's name: text as it is, a whole number as its digits, or as the index of `data.labels` if given."""
+def class_names(labels: Collection[str] | Mapping[str, str] | None) -> tuple[str, ...]:
+    """The classes that `data.labels` names, each once, in order; () where it names none.
+
+    >>> class_names({"0": "negative", "1": "positive", "pos": "positive"})
+    ('negative', 'positive')
+    """
+    return tuple(dict.fromkeys(labels.values() if isinstance(labels, Mapping) else labels or ()))
+
+
+def _label(value: Any, names: tuple[str, ...] | dict[str, str] | None, where: str) -> str:
+    """The class's name: what `data.labels` calls it; else text as it is, a whole number as its digits."""
     if isinstance(value, bool):
-        return str(value).lower()
+        value = str(value).lower()
     if isinstance(value, int | float):
         if value != int(value):
             raise DataError(f"the label {value} is not a class", where, "luthier classifies; it does not regress")
@@ -282,6 +319,8 @@ def _label(value: Any, names: tuple[str, ...] | None, where: str) -> str:
     if value is None or not value.strip():
         raise EmptyAnswer("`label` is empty", where, turns.DROP_EMPTY)
     label = value.strip()
+    if isinstance(names, dict):
+        return names.get(label, label)
     if names and label not in names and label.isdecimal() and int(label) < len(names):
         return names[int(label)]
     return label
@@ -295,6 +334,8 @@ def _text(cells: Cells) -> Example:
 
 def _pair(cells: Cells, question: str, told: str | None, *, answer: str = "output", exact: bool = False) -> Example:
     columns = _all_columns(cells)
+    if told is not None and isinstance(cells.data.labels, dict):  # the answer learned is the name, spaces kept
+        told = told.replace(told.strip(), cells.data.labels.get(told.strip(), told.strip()))
     if "instruction" not in placeholders(cells.data.template) or "input" not in columns:
         columns["input"] = question
     extra = _said_by_template(cells, columns, "completion" if exact else answer)

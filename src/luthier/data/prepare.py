@@ -9,6 +9,7 @@ folder's form (`dataset.py`).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import secrets
 import shutil
@@ -20,12 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from luthier import disk
 from luthier.data import cleaning, formats, leaks, sources
 from luthier.data.cleaning import Cleaner
 from luthier.data.dataset import SPLITS, Dataset, Record, label_of, load_dataset, write
 from luthier.data.examples import EmptyAnswer, answer_text
 from luthier.data.sorting import OUT, Sorting, clean, draw, settle
 from luthier.data.spool import KINDS, MAX_CLASS_LENGTH, NO_CLASS, Spool
+from luthier.data.survey import survey
 from luthier.data.templates import placeholders
 from luthier.errors import DataError, did_you_mean
 from luthier.spec import Data
@@ -52,15 +55,15 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
         cleaner = Cleaner(data.clean, data.columns, data.group_by)
         read = {split: _read(source, split, data, (spool, cleaner)) for split, source in given.items()}
         format_name, columns = _one_format(read)
-        facts = spool.facts()
-        sorting = Sorting(data, frozenset(given), spool, facts, facts.sides.copy())
+        known = spool.facts()
+        sorting = Sorting(data, frozenset(given), spool, known, known.sides.copy())
         one_kind = _one_kind(sorting, format_name)
         summary: dict[str, Any] = {"rows": {split: rows for split, (_, _, rows) in read.items()}}
         found, compared = clean(sorting)
         summary |= found | settle(sorting, compared)
         summary["cleaning"] = {name: tally.told() for name, tally in cleaner.tallies.items()}
         del compared
-        task = task or _task(sorting, one_kind)
+        task = task or ("translation" if formats.translates(data) else _task(sorting, one_kind))
         labels = _label(sorting) if task == "classification" else ()
         draw(sorting, seed)
         if not len(sorting.rows("train")):
@@ -72,7 +75,16 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
         told = {"splits": origins, "summary": summary}
         files = room / "files"
         files.mkdir()
-        return write(Path(home), files, splits, {"task": task, "format": format_name, "labels": labels}, told)
+        facts = {"task": task, "format": format_name, "labels": labels}
+        return _surveyed(write(Path(home), files, splits, facts, told), data)
+
+
+def _surveyed(dataset: Dataset, data: Data) -> Dataset:
+    """The data set with the survey's remarks in its summary, written down."""
+    told = json.loads((dataset.path / "dataset.json").read_text(encoding="utf-8"))
+    told["summary"]["remarks"] = [dataclasses.asdict(remark) for remark in survey(dataset, data)]
+    disk.write_whole(dataset.path / "dataset.json", json.dumps(told, ensure_ascii=False, indent=1) + "\n")
+    return load_dataset(dataset.path)
 
 
 @contextlib.contextmanager
@@ -230,7 +242,9 @@ def _label(sorting: Sorting) -> tuple[str, ...]:
         facts.classes[row] = answers.setdefault(answer_text(example).strip(), len(answers))
     told = list(answers)
     own = [facts.classes[rows] for split, rows in ordered.items() if split == "train" or split not in sorting.given]
-    names = sorting.data.labels or tuple(sorted(told[number] for number in np.unique(np.concatenate(own))))
+    names = formats.class_names(sorting.data.labels) or tuple(
+        sorted(told[number] for number in np.unique(np.concatenate(own)))
+    )
     known = np.isin(np.arange(len(told)), [answers[name] for name in names if name in answers])
     for rows in ordered.values():
         strange = rows[~known[facts.classes[rows]]]

@@ -34,7 +34,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     path = Path(path)
     written = text.read(text.read_text(path), str(path))
     shorthands = {kind.root: kind.shorthand for kind in sections() if kind.shorthand}
-    written = text.override(written, overrides, shorthands, [("data", "columns"), ("search", "space")], _holds_text)
+    written = text.override(
+        written, overrides, shorthands, [("data", "columns"), ("data", "labels"), ("search", "space")], _holds_text
+    )
     experiment = _validated(_beside(written.values, shorthands, path.parent), written.place)
     if experiment.name is None:
         name = re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-")[:64] or "experiment"

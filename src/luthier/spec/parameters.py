@@ -25,9 +25,8 @@ from luthier.spec.values import (
     Text,
     Texts,
     braces,
+    class_labels,
     cleaning_steps,
-    digits_as_text,
-    distinct,
     listed,
     no_secret,
     path_text,
@@ -86,16 +85,12 @@ class Data(Part):
     template: Annotated[Text, AfterValidator(braces)] | None = None
     """The prompt of rows that are no chat, `{column}` standing for a column: "Input: {input}\\nOutput:".
     Omitted: the task's template."""
-    labels: (
-        Annotated[
-            tuple[Text, ...],
-            Field(strict=False, min_length=1),
-            BeforeValidator(digits_as_text),
-            AfterValidator(distinct),
-        ]
-        | None
-    ) = None
-    """Class names in the order of their indices. Omitted: those found in `train`, sorted."""
+    labels: Annotated[
+        tuple[str, ...] | dict[str, str] | None,
+        PlainValidator(class_labels, json_schema_input_type=list[str] | dict[str, str] | None),
+    ] = None
+    """Class names in the order of their indices, or what the file writes → the name to learn: `{0: negative, 1:
+    positive}`. Two entries with one name are one class. Omitted: those found in `train`, sorted."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Tokens that are learned: every assistant turn, only the last one, or all (continued pre-training)."""
     overlength: Literal["error", "drop", "cut"] = "error"

@@ -166,15 +166,35 @@ def split_source(value: Any, info: ValidationInfo[Any]) -> Any:
     return value
 
 
-def digits_as_text(value: Any) -> Any:
-    """Class names are text; whole numbers are read as their digits, as a CSV file would give them."""
-    return [str(item) if type(item) is int else item for item in value] if isinstance(value, list | tuple) else value
+def class_labels(value: Any) -> tuple[str, ...] | dict[str, str] | None:
+    """Class names, or what the file writes → the name; whole numbers are read as their digits, as a CSV file has them.
+
+    >>> class_labels({0: "negative", 1: "positive"}), class_labels([1, 2])
+    ({'0': 'negative', '1': 'positive'}, ('1', '2'))
+    """
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple | Mapping):
+        raise ValueError(
+            f"must be a list of names, or a mapping {{0: negative, 1: positive}}, not {wording.shown(value)}"
+        )
+    if isinstance(value, Mapping):
+        found: tuple[str, ...] | dict[str, str] = {_class(key): _class(name) for key, name in value.items()}
+    else:
+        found = tuple(map(_class, value))
+        if len(set(found)) < len(found):
+            raise ValueError("must not name the same label twice")
+    if not found:
+        raise ValueError("must not be empty")
+    return found
 
 
-def distinct(value: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(value)) < len(value):
-        raise ValueError("must not name the same label twice")
-    return value
+def _class(item: Any) -> str:
+    if type(item) is int:
+        return str(item)
+    if not isinstance(item, str) or not item:
+        raise ValueError(f"must hold names, not {wording.shown(item)}; a name that looks like a value needs quotes")
+    return no_secret(item)
 
 
 def braces(template: str) -> str:

@@ -1,0 +1,144 @@
+"""dataset.html: what it says, nothing from outside, nothing that runs, every text escaped; and in a browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.data import page
+from luthier.data.dataset import Dataset
+from luthier.data.prepare import prepare
+from luthier.spec import Data
+
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"
+
+
+class Tags(HTMLParser):
+    """Which elements and attributes a page has, and whether they are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def _dataset(home: Path, count: int = 90) -> Dataset:
+    names = (f"card {HOSTILE}", "lost", "Lost")
+    table: list[dict[str, Any]] = [
+        {"text": f"where is number {i * 7919} of the {'very ' * (i % 9)}{HOSTILE}", "label": names[i % 3]}
+        for i in range(count)
+    ]
+    return prepare(Data(train=[*table, table[0]], validation=0.2, test=0.2), home)
+
+
+def test_nothing_comes_from_outside_and_nothing_runs(tmp_path: Path) -> None:
+    text = page.render(_dataset(tmp_path))
+    tags = Tags(text)
+    assert tags.open == []
+    assert not tags.names & {
+        "script",
+        "img",
+        "iframe",
+        "object",
+        "embed",
+        "link",
+        "base",
+        "form",
+        "a",
+        "audio",
+        "video",
+    }
+    assert not {name for name in tags.attributes if name.startswith("on") or name in ("src", "href", "xlink:href")}
+    style = re.search(r"<style>(.*?)</style>", text, re.S)
+    assert style is not None and "@import" not in style[1] and "url(" not in style[1] and "http" not in style[1]
+    assert "default-src 'none'" in text
+    assert "&lt;script&gt;alert(1)" in text and "{{ 7*7 }}" in text  # shown, not calculated
+
+
+def test_the_page_says_what_the_data_set_says(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path)
+    path = page.write(dataset)
+    text = path.read_text(encoding="utf-8")
+    assert path == dataset.path / "dataset.html"
+    for remark in dataset.summary["remarks"]:
+        assert f"<b>{remark['code']}</b>" in text
+    assert {"D03", "D10", "D11", "D12"} <= {remark["code"] for remark in dataset.summary["remarks"]}
+    for split, count in dataset.counts.items():
+        assert f"<b>{count}</b> {split}" in text
+    assert re.search(r"<td>duplicates</td><td class=\"num\">1</td><td class=\"fate\">dropped</td>", text)
+    assert text.count('<td class="bar">') == 3 and "rows:91" in text  # a bar a class; where the twin stood
+    assert "--set data.limit=" in text and "100 to 1,000 labelled examples" in text
+    assert dataset.examples("train")[0].where in text
+    assert "English 100.0 %" in text and dataset.fingerprint in text
+
+
+def test_the_charts_count_every_row(tmp_path: Path) -> None:
+    for count in (2, 90):
+        table = [{"input": "x" * (1 + i**2 % 977) + str(i), "output": "y" * (i % 2) + "z"} for i in range(count)]
+        dataset = prepare(Data(train=table, validation=0.0, test=0.0), tmp_path, task="generation")
+        text = page.render(dataset)
+        bars = [int(number) for number in re.findall(r"<title>([\d,]+) rows of", text)]
+        assert sum(bars) == 2 * count  # questions and answers
+
+
+def test_cleaning_and_leaks_are_told_by_reason(tmp_path: Path) -> None:
+    """As the steps of preparing report them: what was found, whether it was changed, before and after."""
+    dataset = _dataset(tmp_path)
+    change = {"where": "rows:7", "before": "cafÃ©", "after": "café"}
+    tally = {"step": "mojibake", "applied": True, "rows": 3, "count": 4, "examples": [change], "labels": {}}
+    leak = {"from": "train", "also_in": "test", "kind": "near", "rows": 2, "first": ["a:1 = b:2"]}
+    dataset.summary.update(cleaning={"mojibake": tally}, leak_kinds=[leak], left_out=[])
+    text = page.render(dataset)
+    assert "mojibake" in text and "cafÃ©" in text and "repaired" in text
+    assert "train rows that also stand in test (near)" in text and "a:1 = b:2" in text
+
+
+def test_long_rows_and_many_classes_keep_the_page_small(tmp_path: Path) -> None:
+    table = [{"text": f"{i} " + "word " * 20_000, "label": f"class {i % 60}"} for i in range(120)]
+    text = page.render(prepare(Data(train=table, validation=0.0, test=0.0), tmp_path))
+    assert len(text) < 60_000 and "and 20 more" in text and "more characters)" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_in_a_browser(tmp_path: Path, theme: str) -> None:
+    """No request, no script, no dialog, no sideways scroll; both themes differ and follow the system."""
+    sync = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs a chromium browser")
+    path = page.write(_dataset(tmp_path))
+    with sync.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=theme)
+        seen: list[str] = []
+        view.on("request", lambda request: seen.append(request.url))
+        view.on("dialog", lambda dialog: seen.append(dialog.message))
+        view.on("console", lambda message: seen.append(message.text))
+        view.goto(path.as_uri())
+        assert [url for url in seen if not url.endswith("/dataset.html")] == []
+        assert view.evaluate("document.documentElement.scrollWidth") == 390
+        paper = view.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert paper == ("rgb(250, 249, 246)" if theme == "light" else "rgb(20, 19, 16)")
+        assert view.get_by_role("heading", name="Worth a second look").is_visible()
+        browser.close()
