@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +68,39 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert prepare(Data(train=_pairs(50)), tmp_path, task="chat").fingerprint != first.fingerprint
     left = [p.name for p in (tmp_path / "data").iterdir() if p.name.startswith(".")]
     assert not left
+
+
+def test_what_a_killed_process_left_goes_a_day_later(tmp_path: Path) -> None:
+    for name, age in (("old", 2 * 86_400), ("new", 60)):
+        left = tmp_path / "data" / f".prepare.tmp-{name}"
+        left.mkdir(parents=True)
+        (left / "spool").write_text("rows")
+        os.utime(left, (time.time() - age,) * 2)
+    prepare(Data(train=_pairs(50)), tmp_path)
+    assert [path.name for path in (tmp_path / "data").glob(".*")] == [".prepare.tmp-new"]
+
+
+_PEAK = """
+import resource, sys
+from pathlib import Path
+from luthier.data import prepare, sorting
+from luthier.spec import Data
+sorting.MAX_BYTES = 0  # without the search for near twins, as with millions of rows
+rows = ({"input": f"{i * 7919 % 100003} asks {i}", "output": f"told {i}"} for i in range(int(sys.argv[1])))
+prepare.prepare(Data(train=rows), Path(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_flat(tmp_path: Path) -> None:
+    """Some hundred bytes a row, whatever the rows hold: 10 million rows stay below 1.5 GiB."""
+    few, many = 50_000, 250_000
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", _PEAK, str(n), tmp_path], capture_output=True, check=True).stdout)
+        for n in (few, many)
+    ]
+    assert (peaks[1] - peaks[0]) / (many - few) < 150 and peaks[0] < 200 << 20
 
 
 def test_a_summary_can_be_amended(tmp_path: Path) -> None:
