@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from luthier import hardware, presets, redaction, spec
-from luthier.data import encode, formats, gate
-from luthier.data.encode import EncodedSplit, Rules
+from luthier.data import encode, formats, gate, rows, tokens
+from luthier.data.encode import Rules
 from luthier.data.examples import Encoded, Example
 from luthier.data.prepare import Dataset, load_dataset
 from luthier.errors import DataError, ModelError, NotFound, TrainingError
@@ -45,8 +45,8 @@ class Bench:
     dataset: Dataset
     base: Base
     rules: Rules
-    train: tuple[Encoded, ...]
-    validation: tuple[Encoded, ...]
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
     findings: tuple[gate.Finding, ...]
     remarks: tuple[str, ...]
     cut: int
@@ -97,18 +97,16 @@ def lay(experiment: spec.Experiment, dataset: Dataset, weights: bool = True) -> 
 
 def _laid(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Bench:
     rules = rules_of(experiment, dataset, loaded)
-    examples = {split: dataset.examples(split) for split in ("train", "validation")}
-    train = encode.encode_split(examples["train"], loaded.tokenizer, rules)
-    validation = encode.encode_split(examples["validation"], loaded.tokenizer, rules)
+    train, validation = (tokens.stored(dataset, split, loaded.tokenizer, rules) for split in ("train", "validation"))
     known = _gate_facts(experiment, loaded)
     findings = [
-        *gate.inspect(train.rows, examples["train"], known),
-        *gate.inspect(validation.rows, examples["validation"], known),
-        *gate.longer_than_training(train.rows, validation.rows, examples["validation"]),
+        *gate.inspect(train.rows, dataset.stream("train"), known),
+        *gate.inspect(validation.rows, dataset.stream("validation"), known),
+        *gate.longer_than_training(train.rows, validation.rows, dataset.stream("validation")),
     ]
     remarks = (*loaded.notes, *_counted("train", train), *_counted("validation", validation))
     return Bench(
-        experiment, dataset, loaded, rules, train.rows, validation.rows, tuple(findings), remarks, len(train.cut)
+        experiment, dataset, loaded, rules, train.rows, validation.rows, tuple(findings), remarks, train.cut.count
     )
 
 
@@ -147,13 +145,13 @@ def _gate_facts(experiment: spec.Experiment, loaded: Base) -> gate.GateFacts:
     )
 
 
-def _counted(split: str, encoded: EncodedSplit) -> list[str]:
-    """What the length policy did, with the rows it did it to."""
-    told = []
-    for verb, rows in (("dropped", encoded.dropped), ("cut", encoded.cut)):
-        if rows:
-            shown = "; ".join(rows[:3]) + ("; …" if len(rows) > 3 else "")
-            told.append(f"{len(rows):,} rows of {split} were {verb}: {shown}")
+def _counted(split: str, made: tokens.StoredSplit) -> list[str]:
+    """What the length policy did, with the first rows it did it to, and whether stored tokens had to be made anew."""
+    told = [made.remade] if made.remade else []
+    for verb, some in (("dropped", made.dropped), ("cut", made.cut)):
+        if some.count:
+            shown = "; ".join(some.shown[:3]) + ("; …" if some.count > 3 else "")
+            told.append(f"{some.count:,} rows of {split} were {verb}: {shown}")
     return told
 
 
@@ -165,11 +163,11 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
     rates = hardware.rates(machine, neighbours.threads())
     planned = planning.plan(experiment, bench.train, bench.cut, tuned, machine, rates)
     said = [f"{found.code}: {found.message} [{', '.join(found.rows)}]; {found.hint}" for found in bench.findings]
-    lengths = [len(row.ids_L) for row in bench.train]
+    lengths = rows.lengths(bench.train)
     told = {
         "median": int(np.median(lengths)),
-        "longest": max(lengths),
-        "longest_answer": max(int(row.train_L.sum()) for row in bench.train),
+        "longest": int(lengths.max()),
+        "longest_answer": int(rows.trained(bench.train).max()),
     }
     if tuned.note:  # rows apart: nothing is shared
         planned, said = dataclasses.replace(planned, shared_tokens=0), [*said, tuned.note]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,20 @@ class Dataset:
 
     def examples(self, split: str) -> list[Example]:
         """The examples of `split` ("train", "validation", "test"), in their order."""
+        return list(self.stream(split))
+
+    def stream(self, split: str) -> Iterator[Example]:
+        """The same, one after another; nothing is read before the first is asked for."""
         if split not in self.counts:
             raise NotFound(f"no split `{split}` in {self.path}", hint=f"one of {', '.join(self.counts)}")
+        found = 0
         with (self.path / f"{split}.jsonl").open(encoding="utf-8") as lines:
-            found = [_example(json.loads(line)) for line in lines]
-        if len(found) != self.counts[split]:
-            message = f"{len(found)} rows where {self.counts[split]} were written"
+            for line in lines:
+                yield _example(json.loads(line))
+                found += 1
+        if found != self.counts[split]:
+            message = f"{found} rows where {self.counts[split]} were written"
             raise DataError(message, str(self.path / f"{split}.jsonl"), "prepare the data again")
-        return found
 
 
 def load_dataset(path: str | Path) -> Dataset:

@@ -10,8 +10,9 @@ a text otherwise than its parts; a token that straddles the boundary belongs to 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from luthier.data.layout import Piece, Rules, encoder_text, pieces, source
 from luthier.data.templates import Span
 from luthier.errors import DataError, ModelError, did_you_mean
 
-__all__ = ["EncodedSplit", "Rules", "encode", "encode_prompt", "encode_split", "reference"]
+__all__ = ["EncodedSplit", "Rules", "all_dropped", "encode", "encode_prompt", "encode_split", "reference", "stream"]
 
 _BATCH = 512  # texts tokenised per call: keeps the offsets of one call small
 
@@ -47,19 +48,51 @@ class _Tokens:
 
 def encode(example: Example, tokenizer: Any, rules: Rules) -> Encoded | None:
     """One example as tokens; None when the length policy drops it. Raises DataError with its file:line."""
-    split = _under_policy([example], tokenizer, rules)
-    return split.rows[0] if split.rows else None
+    ((_, row, _),) = stream([example], tokenizer, rules)
+    return row
 
 
 def encode_split(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> EncodedSplit:
     """Every example as tokens, in order. Raises DataError when the length policy refuses or leaves nothing."""
-    split = _under_policy(examples, tokenizer, rules)
-    if examples and not split.rows:
-        raise DataError(
-            f"all {len(examples):,} rows were dropped, the first because: {split.dropped[0]}",
-            hint="raise training.max_seq_length, or shorten the prompts",
-        )
-    return split
+    rows: list[Encoded] = []
+    dropped: list[str] = []
+    cut: list[str] = []
+    for _, row, said in stream(examples, tokenizer, rules):
+        if row is not None:
+            rows.append(row)
+        if said:
+            (dropped if row is None else cut).append(said)
+    if examples and not rows:
+        raise all_dropped(len(examples), dropped[0])
+    return EncodedSplit(tuple(rows), tuple(dropped), tuple(cut))
+
+
+Outcome = tuple[Example, Encoded | None, str]
+"""An example, its tokens or None where the length policy left none, what that did (`file:line: what`, or "")."""
+
+
+def stream(examples: Iterable[Example], tokenizer: Any, rules: Rules) -> Iterator[Outcome]:
+    """Every example as tokens, in order and in flat memory. Raises DataError at the end when the policy refuses."""
+    closing, rest = _closing(tokenizer, rules), iter(examples)
+    long, seen = _Long(rules), 0
+    while batch := list(itertools.islice(rest, _BATCH)):
+        seen += len(batch)
+        for example, tokens in zip(batch, _tokens(batch, tokenizer, rules), strict=True):
+            kept = _shortened(tokens, rules, closing)
+            if len(kept.ids) == len(tokens.ids):
+                yield example, Encoded(example.id, np.asarray(kept.ids, np.int32), kept.train, kept.label), ""
+            elif rules.overlength == "error":
+                long.add(tokens, example.where)
+            else:
+                yield example, *_under_policy(example, tokens, kept, rules)
+    if long.count:
+        raise long.error(seen)
+
+
+def all_dropped(rows: int, first: str) -> DataError:
+    """The refusal of a split of which the length policy leaves nothing."""
+    hint = "raise training.max_seq_length, or shorten the prompts"
+    return DataError(f"all {rows:,} rows were dropped, the first because: {first}", hint=hint)
 
 
 def encode_prompt(example: Example, tokenizer: Any, rules: Rules) -> np.ndarray:
@@ -78,7 +111,9 @@ def encode_prompt(example: Example, tokenizer: Any, rules: Rules) -> np.ndarray:
     if rules.overlength == "cut":
         asked = _shortened(asked, alone, _closing(tokenizer, rules))
     elif rules.sides is not None and len(asked.ids) > rules.sides[0]:
-        raise _too_long([(asked, example.where)], 1, alone)
+        long = _Long(alone)
+        long.add(asked, example.where)
+        raise long.error(1)
     return np.asarray(asked.ids, np.int32)
 
 
@@ -90,28 +125,15 @@ def reference(example: Example) -> str:
 # -- length policy -----------------------------------------------------------------------------------------------------
 
 
-def _under_policy(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> EncodedSplit:
-    closing = _closing(tokenizer, rules)
-    rows, dropped, cut, long = [], [], [], []
-    for example, tokens in zip(examples, _tokens(examples, tokenizer, rules), strict=True):
-        kept = _shortened(tokens, rules, closing)
-        was_cut = len(kept.ids) < len(tokens.ids)
-        if was_cut:
-            name = f"{example.where}: {_size(tokens, rules)} tokens"
-            if rules.overlength == "error":
-                long.append((tokens, example.where))
-                continue
-            if rules.overlength == "drop":
-                dropped.append(f"{name}, {_room(rules)} are allowed")
-                continue
-            if rules.family != "encoder" and not kept.train.any():
-                dropped.append(f"{name}, of which the first {_room(rules)} hold nothing to train")
-                continue
-            cut.append(f"{name}, the first {_room(rules)} are used")
-        rows.append(Encoded(example.id, np.asarray(kept.ids, np.int32), kept.train, kept.label, was_cut))
-    if long:
-        raise _too_long(long, len(examples), rules)
-    return EncodedSplit(tuple(rows), tuple(dropped), tuple(cut))
+def _under_policy(example: Example, tokens: _Tokens, kept: _Tokens, rules: Rules) -> tuple[Encoded | None, str]:
+    """What becomes of a row that is too long, where that is not refused."""
+    name = f"{example.where}: {_size(tokens, rules)} tokens"
+    if rules.overlength == "drop":
+        return None, f"{name}, {_room(rules)} are allowed"
+    if rules.family != "encoder" and not kept.train.any():
+        return None, f"{name}, of which the first {_room(rules)} hold nothing to train"
+    row = Encoded(example.id, np.asarray(kept.ids, np.int32), kept.train, kept.label, cut=True)
+    return row, f"{name}, the first {_room(rules)} are used"
 
 
 def _shortened(tokens: _Tokens, rules: Rules, closing: list[int]) -> _Tokens:
@@ -128,6 +150,8 @@ def _shortened(tokens: _Tokens, rules: Rules, closing: list[int]) -> _Tokens:
     if rules.max_seq_length is None:
         return tokens
     ids = _first(tokens.ids, rules.max_seq_length, closing if rules.family == "encoder" else [])
+    if ids is tokens.ids:
+        return tokens
     return dataclasses.replace(tokens, ids=ids, train=tokens.train[: len(ids)])
 
 
@@ -156,20 +180,38 @@ def _room(rules: Rules) -> str:
     return " + ".join(f"{side:,}" for side in rules.sides) + (f" ({rules.max_seq_length:,} in all)" if in_all else "")
 
 
-def _too_long(long: list[tuple[_Tokens, str]], rows: int, rules: Rules) -> DataError:
-    """The refusal of rows that are too long; names the first of them."""
-    longest = max((tokens for tokens, _ in long), key=lambda tokens: len(tokens.ids))
-    shown = ", ".join(where for _, where in long[:5])
-    of = "" if rules.sides is None else " (source + target)"
-    hint = f"training.max_seq_length: {len(longest.ids)} if the model allows it; or data.overlength: drop, or cut"
-    if rules.sides is not None and any(len(_shortened(t, _no_limit(rules), []).ids) < len(t.ids) for t, _ in long):
-        hint = f"the model has {rules.positions:,} positions for each: data.overlength: drop, or cut"
-    return DataError(
-        f"{len(long):,} of {rows:,} rows are longer than {_room(rules)} tokens{of}, the longest "
-        f"{_size(longest, rules)}",
-        shown + (", …" if len(long) > 5 else ""),
-        hint,
-    )
+@dataclass(slots=True)
+class _Long:
+    """The rows that are refused as too long: how many, where the first ones stand, the longest."""
+
+    rules: Rules
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+    longest: _Tokens | None = None
+    beyond_positions: bool = False
+
+    def add(self, tokens: _Tokens, where: str) -> None:
+        self.count += 1
+        self.shown += [where] if len(self.shown) < 5 else []
+        if self.longest is None or len(tokens.ids) > len(self.longest.ids):
+            self.longest = tokens
+        if self.rules.sides is not None and not self.beyond_positions:
+            self.beyond_positions = len(_shortened(tokens, _no_limit(self.rules), []).ids) < len(tokens.ids)
+
+    def error(self, rows: int) -> DataError:
+        """The refusal, of so many rows in all."""
+        rules, longest = self.rules, self.longest
+        assert longest is not None
+        of = "" if rules.sides is None else " (source + target)"
+        hint = f"training.max_seq_length: {len(longest.ids)} if the model allows it; or data.overlength: drop, or cut"
+        if self.beyond_positions:
+            hint = f"the model has {rules.positions:,} positions for each: data.overlength: drop, or cut"
+        return DataError(
+            f"{self.count:,} of {rows:,} rows are longer than {_room(rules)} tokens{of}, the longest "
+            f"{_size(longest, rules)}",
+            ", ".join(self.shown) + (", …" if self.count > len(self.shown) else ""),
+            hint,
+        )
 
 
 def _no_limit(rules: Rules) -> Rules:
@@ -253,9 +295,10 @@ def _joined(parts: Sequence[tuple[Piece, list[int], list[Span]]], opening: list[
 
 def _first_beyond(offsets: Sequence[Span], place: int) -> int:
     """Index of the first token that reaches beyond character `place`: where an answer begins that starts there."""
-    if place == 0:
-        return 0
-    return next((i for i, (_, end) in enumerate(offsets) if end > place), len(offsets))
+    for i, (_, end) in enumerate(offsets if place else ()):  # a plain loop: three times as fast as `next`
+        if end > place:
+            return i
+    return len(offsets) if place else 0
 
 
 def _first_behind(offsets: Sequence[Span], place: int, first: int) -> int:
