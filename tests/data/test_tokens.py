@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier import disk
-from luthier.data import batches, encode, rows, sorting, tokens
+from luthier.data import batches, encode, ordering, rows, tokens
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.data.encode import Rules
 from luthier.data.examples import Encoded
@@ -153,7 +153,7 @@ def test_many_rows_sorted_in_parts_are_in_the_order_of_all(ids: list[list[int]],
     column |= {"ids": np.array([i for row in ids for i in row], np.int32)}
     column |= {"offsets": np.cumsum([0, *map(len, ids)])}
     view = rows.TokenRows(rows.Arrays(column, (), ()), range(len(ids)))
-    assert sorting.by_content(view, at_once).tolist() == sorted(range(len(ids)), key=lambda i: ids[i])
+    assert ordering.by_content(view, at_once).tolist() == sorted(range(len(ids)), key=lambda i: ids[i])
 
 
 @settings(max_examples=40, deadline=None)

@@ -27,8 +27,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from luthier.data.examples import Encoded
+from luthier.data.ordering import by_content, sort_key
 from luthier.data.rows import TokenRows
-from luthier.data.sorting import by_content, sort_key
 
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, hence invertible modulo 2^64
 

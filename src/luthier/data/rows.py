@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import overload
 
 import numpy as np
 
 from luthier.data.examples import Encoded
 
+FLAGS = tuple(field.name for field in fields(Encoded) if field.type == "bool")
+"""What is true or not of a row: a column each."""
 TOGETHER = 8192
 """Rows read, or written, at a time where all are."""
 
@@ -39,7 +41,7 @@ class TokenRows(Sequence[Encoded]):
         self._arrays, self._chosen = arrays, chosen
         self._ids, self._train = arrays.column["ids"], arrays.column["train"]
         self._offsets, self._examples = arrays.column["offsets"], arrays.column["example"]
-        self._labels, self._cut = arrays.column["label"], arrays.column["cut"]
+        self._labels, self._flags = arrays.column["label"], tuple(arrays.column[name] for name in FLAGS)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -58,7 +60,7 @@ class TokenRows(Sequence[Encoded]):
             self._ids[begin:end],
             self._train[begin:end],
             int(self._labels[i]),
-            bool(self._cut[i]),
+            *[bool(flag[i]) for flag in self._flags],
         )
 
     def __iter__(self) -> Iterator[Encoded]:
@@ -73,9 +75,9 @@ class TokenRows(Sequence[Encoded]):
         offsets = self._offsets[some.start : some.stop + 1]
         edges = (offsets - offsets[0]).tolist()
         ids, train = (array[offsets[0] : offsets[-1]].copy() for array in (self._ids, self._train))
-        names, labels, cuts = (array[span].tolist() for array in (self._examples, self._labels, self._cut))
-        for name, begin, end, label, cut in zip(names, edges[:-1], edges[1:], labels, cuts, strict=True):
-            yield Encoded(name.decode("ascii"), ids[begin:end], train[begin:end], label, cut)
+        names, labels, *flags = (array[span].tolist() for array in (self._examples, self._labels, *self._flags))
+        for name, begin, end, label, *flag in zip(names, edges[:-1], edges[1:], labels, *flags, strict=True):
+            yield Encoded(name.decode("ascii"), ids[begin:end], train[begin:end], label, *flag)
 
     def flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of all rows of the folder, (T,), and where each of these rows begins and ends in them, (N,)."""

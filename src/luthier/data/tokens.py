@@ -11,7 +11,7 @@ The form of a folder `data/<fingerprint>/tokens/<key>/`, of N rows with T tokens
     prompt.npy     (N,) int32        prompt_length: the tokens before the first trained one
     trained.npy    (N,) int32        how many tokens are trained
     label.npy      (N,) int32        class index, -1 where there is none
-    cut.npy        (N,) bool         whether the length policy removed tokens
+    cut.npy        (N,) bool         whether the length policy removed tokens; so for every flag of `Encoded`
     example.npy    (N,) S16          the example's id
     file.npy       (N,) int32        where the row stood: a number in the manifest's `places` …
     line.npy       (N,) int32        … and the line
@@ -50,7 +50,7 @@ from luthier.data import encode
 from luthier.data.dataset import Dataset
 from luthier.data.encode import Outcome, Rules
 from luthier.data.examples import Encoded
-from luthier.data.rows import TOGETHER, Arrays, TokenRows
+from luthier.data.rows import FLAGS, TOGETHER, Arrays, TokenRows
 from luthier.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -63,7 +63,7 @@ _COLUMNS = {
     "prompt": np.dtype(np.int32),
     "trained": np.dtype(np.int32),
     "label": np.dtype(np.int32),
-    "cut": np.dtype(bool),
+    **dict.fromkeys(FLAGS, np.dtype(bool)),
     "example": np.dtype("S16"),
     "file": np.dtype(np.int32),
     "line": np.dtype(np.int32),
@@ -329,7 +329,7 @@ def _arrays(kept: Sequence[tuple[Encoded, int, int]], before: int) -> dict[str, 
         "prompt": firsts,
         "trained": counted[ends] - counted[starts],
         "label": [row.label for row in encoded],
-        "cut": [row.cut for row in encoded],
+        **{name: [getattr(row, name) for row in encoded] for name in FLAGS},
         "example": [_name(row) for row in encoded],
         "file": [file for _, file, _ in kept],
         "line": [line for _, _, line in kept],

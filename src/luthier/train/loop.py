@@ -29,7 +29,7 @@ from luthier.data.batches import (
     trained_entries,
 )
 from luthier.data.examples import Encoded
-from luthier.data.rows import lengths
+from luthier.data.rows import TOGETHER, lengths
 from luthier.errors import TrainingError
 from luthier.models.forward import Batch
 from luthier.models.lora import mix
@@ -141,10 +141,12 @@ def validation_loss(
     ranks: Ranks = ALONE,
 ) -> float:
     """Mean negative log-likelihood per trained token (per example for classes). Raises Asked when `stop` says yes."""
-    part = ranks.part([_share(slot, rows, share_prefixes=True)])
+    whole = _share(slot, rows, share_prefixes=True)
+    parts = (ranks.part([replace(whole, examples=rows[k : k + TOGETHER])]) for k in range(0, len(rows), TOGETHER))
+    batches = (batch for part in parts for batch in ranks.in_step(lay_out(tuned, part, budget)))
     total, asked = 0.0, False
     with torch.no_grad():
-        for batch in ranks.in_step(lay_out(tuned, part, budget)):
+        for batch in batches:
             if asked := stop():
                 break
             nll_S, _ = tuned.nll(batch)
