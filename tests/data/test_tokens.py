@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier import disk
+from luthier import disk, presets, spec, workbench
 from luthier.data import batches, encode, ordering, rows, tokens
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.data.encode import Rules
@@ -24,6 +24,7 @@ from luthier.data.examples import Encoded
 from luthier.data.prepare import prepare
 from luthier.data.tokens import stored
 from luthier.errors import DataError
+from luthier.models import facts
 from luthier.spec import Data
 from luthier.train import plan as planning
 from tests import tiny
@@ -64,8 +65,9 @@ def dataset(tmp_path: Path) -> Dataset:
 def no_text(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From the moment it is called, no text of a data set can be read."""
 
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any) -> Iterator[Any]:
         raise AssertionError("text was read")
+        yield
 
     return lambda: monkeypatch.setattr(Dataset, "stream", refuse)
 
@@ -190,6 +192,20 @@ def test_a_second_start_reads_no_text(dataset: Dataset, no_text: Callable[[], No
     again = stored(load_dataset(dataset.path), "train", TEXTS, CAUSAL)
     assert _all_same(again.rows, list(first.rows)) and not again.remade
     assert (again.dropped, again.cut) == (first.dropped, first.cut)
+
+
+def test_a_runs_second_start_reads_no_text(tmp_path: Path, no_text: Callable[[], None]) -> None:
+    """Of a base whose rows give the gate nothing to say: what it finds it names by file and line."""
+    rows_of_file = [{"input": question, "output": answer} for question, answer in _many(40)]
+    wish = {"train": rows_of_file, "validation": 0.2, "test": 0.0}
+    given = spec.from_mapping({"model": str(tiny.build("tiny_llama")), "data": wish, "method": "lora"})
+    data = prepare(given.data, tmp_path, task="generation")
+    resolved = presets.resolve(given, facts.inspect(given.model.name), data.task).experiment
+    first = workbench.lay(resolved, data, weights=False)
+    assert not first.findings and first.validation
+    no_text()
+    again = workbench.lay(resolved, load_dataset(data.path), weights=False)
+    assert _all_same(again.train, list(first.train)) and _all_same(again.validation, list(first.validation))
 
 
 def test_preparing_again_keeps_the_tokens(dataset: Dataset, no_text: Callable[[], None]) -> None:
@@ -318,6 +334,20 @@ def test_of_two_at_once_one_encodes_and_both_have_the_rows(dataset: Dataset, mon
     for thread in both:
         thread.join()
     assert read == ["train"] and len(made) == 2 and _all_same(made[0].rows, list(made[1].rows))
+
+
+def test_what_other_code_made_is_removed_and_what_other_rules_made_stays(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = dataset.path / "tokens"
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "_code", lambda: "code of yesterday")
+        old = stored(dataset, "train", TEXTS, CAUSAL).rows
+        (yesterday,) = home.iterdir()
+    stored(dataset, "train", TEXTS, CAUSAL)
+    stored(dataset, "train", TEXTS, dataclasses.replace(CAUSAL, train_on="all"))
+    assert len(list(home.iterdir())) == 2 and not yesterday.exists()
+    assert len(list(old)) == 30
 
 
 def test_rows_stay_readable_when_their_folder_is_replaced(dataset: Dataset) -> None:

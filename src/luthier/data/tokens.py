@@ -24,7 +24,8 @@ stands on. So nothing has to be remembered when code changes: other code has ano
 
 A folder appears whole (`disk.whole_folder`), made by one process while others wait. It is verified when it is opened,
 and made anew where a file is missing, has another size or other content, or where the text has been written again
-since (the same rows from another place: the lines that messages name have changed).
+since (the same rows from another place: the lines that messages name have changed). Folders of other code are removed
+when a new one is made; who has them open keeps what is mapped.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import hashlib
 import itertools
 import json
 import mmap
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -115,6 +117,7 @@ def stored(dataset: Dataset, split: str, tokenizer: Any, rules: Rules) -> Stored
             return found
         if locked:
             disk.sweep(folder.parent)
+            _clear(folder.parent, facts)
         try:
             _make(folder, text, facts, encode.stream(dataset.stream(split), tokenizer, rules))
         except OSError:
@@ -132,6 +135,18 @@ def _looked(folder: Path, text: Path) -> tuple[StoredSplit | None, str]:
         return _opened(folder, text), ""
     except _Unusable as problem:
         return None, str(problem) if problem.told else ""
+
+
+def _clear(home: Path, facts: dict[str, Any]) -> None:
+    """Remove what no run of this installation will use again: folders that other code or other packages made."""
+    for folder in home.iterdir():
+        try:
+            key = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["key"]
+            if all(key[name] == facts[name] for name in ("code", "versions")):
+                continue
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # it could not be opened either
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # -- the key -----------------------------------------------------------------------------------------------------------
