@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from luthier import presets, runs, spec, workbench
+from luthier.data import gate
 from luthier.data.encode import Rules
 from luthier.data.examples import Example, content_id
 from luthier.data.prepare import Dataset, prepare
@@ -20,8 +21,9 @@ from luthier.evaluation import ask, curves, metrics, predictions, report_page
 from luthier.evaluation.predictions import Answer, Answerer, Question
 from luthier.evaluation.report import Report, Subject, make, write_json
 from luthier.models import facts
+from luthier.models.base import Base
 from luthier.models.methods import Tuned
-from luthier.runs import Run
+from luthier.runs import Finding, Run
 
 TOGETHER = 64  # rows asked between two looks at the clock and at whether to stop
 
@@ -70,6 +72,22 @@ def _exam(
     how = ask.How(longest, wishes.temperature, experiment.seed, generate=not text)
     judged_by = tuple(metrics.by_name(names))
     return Exam(tuple(questions), judged_by, how, rules, split, len(examples), (*notes, *left_out))
+
+
+def findings_of(exam: Exam, experiment: spec.Experiment, base: Base) -> list[Finding]:
+    """What the gate says of the rows that are asked."""
+    rows = (question.encoded for question in exam.questions)
+    examples = (question.example for question in exam.questions)
+    known = workbench.gate_facts(experiment.method, base)
+    return gate.inspect(rows, examples, known, exam.split, base.tokenizer)
+
+
+def passed(exam: Exam, experiment: spec.Experiment, base: Base) -> Exam:
+    """The exam, if the gate lets its rows pass, with what else it says among the notes. Raises DataError."""
+    findings = findings_of(exam, experiment, base)
+    gate.refuse(findings, experiment.data.accept)
+    said = [gate.words(finding) for finding in findings if finding.severity != "note"]
+    return dataclasses.replace(exam, notes=(*exam.notes, *said))
 
 
 def _drawn(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
@@ -152,6 +170,7 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
     experiment = experiment.model_copy(update={"evaluation": every})
     examples, longest = dataset.examples("train"), run.facts["longest_answer"]
     asked = _exam(experiment, (examples, str(data), ()), own, tuned.base.tokenizer, rules, longest)
+    asked = passed(asked, experiment, tuned.base)
     asked = dataclasses.replace(asked, notes=(*asked.notes, *_learned_from(asked, own)))
     sides, against = {"tuned": ask.by_model(tuned, 0, rules, asked.how)}, "base"
     if experiment.evaluation.compare_base:
@@ -185,6 +204,7 @@ def of_base(name: str, data: str | Path, home: Path, heard: Heard = lambda count
     examples = dataset.examples("train")
     longest = max(len(tuned.base.tokenizer(ask.encode.reference(each)).input_ids) for each in examples) + 1
     asked = _exam(experiment, (examples, str(data), ()), dataset, tuned.base.tokenizer, rules, longest)
+    asked = passed(asked, experiment, tuned.base)
     folder = home / "evaluations" / content_id([name, dataset.fingerprint])
     folder.mkdir(parents=True, exist_ok=True)
     sides = {"tuned": ask.by_model(tuned, None, rules, asked.how)}

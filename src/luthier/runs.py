@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from luthier import ownership, redaction
 from luthier.disk import sweep, whole_folder, write_json, write_whole
@@ -47,12 +47,14 @@ __all__ = [
     "RECORD",
     "Evaluated",
     "Event",
+    "Finding",
     "Finished",
     "Noted",
     "Plan",
     "Run",
     "Saved",
     "Score",
+    "Severity",
     "Started",
     "State",
     "Stepped",
@@ -88,6 +90,26 @@ class Score:
     n: int
 
 
+Severity = Literal["refuse", "warn", "note"]
+"""Whether a finding stops a run, should be looked at, or is only said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the gate found in the tokens of a split: a code, how grave it is, what it is and in how many rows, and what
+    to do. `rows`: the first of them as file:line, `excerpts` how their tokens look there, the one in question in ⟦ ⟧.
+    """
+
+    code: str
+    severity: Severity
+    split: str
+    message: str
+    count: int
+    rows: tuple[str, ...]
+    excerpts: tuple[str, ...]
+    hint: str
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a run would do, before anything is loaded. Sizes in bytes, `seconds` of all updates, None where unknown."""
@@ -108,6 +130,7 @@ class Plan:
     recompute: bool = False  # whether activations are computed again instead of kept
     dtypes: dict[str, str] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)  # values that nobody chose: what they are by data and base
+    findings: tuple[Finding, ...] = ()  # what the gate says of the tokens
     measured: bool = False  # whether memory and seconds were measured, not computed
 
 

@@ -76,7 +76,7 @@ class Studio:
         return Draft(resolved, chosen, dataset, base, revision, fingerprint)
 
     def plan(self, experiment: Described | Draft, measure: bool = False) -> Plan:
-        """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in the warnings.
+        """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in its findings.
 
         With `measure`, memory and time are those of the longest and some typical steps, run in a process of its own
         for up to 20 seconds.
@@ -100,8 +100,11 @@ class Studio:
 
         The newest run of that name decides: the same and done is given back; the same and unfinished continues;
         different, or `new`, begins another. Raises SpecError, naming the fields, if that would leave behind work under
-        way: a run that is different and at work, or at rest with a checkpoint to continue from.
+        way: a run that is different and at work, or at rest with a checkpoint to continue from; and DataError, before
+        another run is made, if the gate refuses its rows.
         """
+        from luthier import workbench
+
         draft = self.draft(experiment)
         previous = None if new else runs.newest_of_name(self.home, draft.name)
         if previous is not None and previous.fingerprint == draft.fingerprint:
@@ -111,6 +114,7 @@ class Studio:
                 f"run {previous.id} is {previous.state} and was described differently: {_differences(previous, draft)}",
                 hint="`--new` starts another run; with the old values the same command continues this one",
             )
+        workbench.judge(draft.resolved.experiment, draft.dataset)
         return engines.start(self._create(draft))
 
     def _create(self, draft: Draft) -> Run:

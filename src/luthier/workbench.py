@@ -31,7 +31,7 @@ from luthier.evaluation import generate as speech
 from luthier.models import adapters, base, facts, methods
 from luthier.models.base import Base
 from luthier.models.methods import Tuned
-from luthier.runs import Plan, Run
+from luthier.runs import Finding, Plan, Run
 from luthier.train import measure as measuring
 from luthier.train import plan as planning
 from luthier.train.loop import Job
@@ -47,7 +47,7 @@ class Bench:
     rules: Rules
     train: Sequence[Encoded]
     validation: Sequence[Encoded]
-    findings: tuple[gate.Finding, ...]
+    findings: tuple[Finding, ...]
     remarks: tuple[str, ...]
     cut: int
 
@@ -98,16 +98,29 @@ def lay(experiment: spec.Experiment, dataset: Dataset, weights: bool = True) -> 
 def _laid(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Bench:
     rules = rules_of(experiment, dataset, loaded)
     train, validation = (tokens.stored(dataset, split, loaded.tokenizer, rules) for split in ("train", "validation"))
-    known = _gate_facts(experiment, loaded)
+    known, tokenizer = gate_facts(experiment.method, loaded), loaded.tokenizer
+    longest = int(rows.lengths(train.rows).max(initial=0))
     findings = [
-        *gate.inspect(train.rows, dataset.stream("train"), known),
-        *gate.inspect(validation.rows, dataset.stream("validation"), known),
-        *gate.longer_than_training(train.rows, validation.rows, dataset.stream("validation")),
+        *gate.inspect(train.rows, train.rows.places(), known, "train", tokenizer),
+        *gate.inspect(validation.rows, validation.rows.places(), known, "validation", tokenizer, longest),
     ]
     remarks = (*loaded.notes, *_counted("train", train), *_counted("validation", validation))
     return Bench(
         experiment, dataset, loaded, rules, train.rows, validation.rows, tuple(findings), remarks, train.cut.count
     )
+
+
+def judge(experiment: spec.Experiment, dataset: Dataset) -> None:
+    """Ask the gate about all rows of an experiment before a run of it is made. Raises DataError if it refuses."""
+    bench = lay(experiment, dataset, weights=_weights_tell(experiment))
+    gate.refuse((*bench.findings, *test_findings(bench)), experiment.data.accept)
+
+
+def test_findings(bench: Bench) -> list[Finding]:
+    """What the gate says of the test rows, of each the last answer."""
+    tokenizer, known = bench.base.tokenizer, gate_facts(bench.experiment.method, bench.base)
+    test = tokens.stored(bench.dataset, "test", tokenizer, dataclasses.replace(bench.rules, train_on="last")).rows
+    return gate.inspect(test, test.places(), known, "test", tokenizer, int(rows.lengths(bench.train).max()))
 
 
 def rules_of(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Rules:
@@ -128,20 +141,23 @@ def rules_of(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Rul
     )
 
 
-def _virtual_tokens(method: spec.Method) -> int:
+def _virtual_tokens(method: spec.Method | None) -> int:
     return method.virtual_tokens or 0 if isinstance(method, spec.PromptTuning) else 0
 
 
-def _gate_facts(experiment: spec.Experiment, loaded: Base) -> gate.GateFacts:
-    frozen = not isinstance(experiment.method, spec.Full)
+def gate_facts(method: spec.Method | None, loaded: Base) -> gate.GateFacts:
+    """What the gate must know of a base and how it is tuned (None: not at all)."""
+    frozen, template = not isinstance(method, spec.Full), loaded.tokenizer.chat_template or ""
     return gate.GateFacts(
         end_token_ids=loaded.end_token_ids,
         bos_id=loaded.tokenizer.bos_token_id,
         positions=loaded.facts.positions,
         untrained_ids=base.untrained_token_ids(loaded) if frozen else frozenset(),
-        virtual_tokens=_virtual_tokens(experiment.method),
+        virtual_tokens=_virtual_tokens(method),
         family=loaded.family,
         unknown_id=loaded.tokenizer.unk_token_id,
+        pad_id=loaded.pad_token_id,
+        dated="strftime_now" in (template if isinstance(template, str) else str(template)),
     )
 
 
@@ -162,7 +178,7 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
     tuned, machine = _shaped(experiment, bench.base), hardware.machine()
     rates = hardware.rates(machine, neighbours.threads())
     planned = planning.plan(experiment, bench.train, bench.cut, tuned, machine, rates)
-    said = [f"{found.code}: {found.message} [{', '.join(found.rows)}]; {found.hint}" for found in bench.findings]
+    said: list[str] = []
     lengths = rows.lengths(bench.train)
     told = {
         "median": int(np.median(lengths)),
@@ -173,7 +189,9 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
         planned, said = dataclasses.replace(planned, shared_tokens=0), [*said, tuned.note]
     warnings = (*planned.warnings, *said, *bench.remarks)
     found = _found(experiment, dataset, planned, told["longest_answer"])
-    return dataclasses.replace(planned, warnings=warnings, lengths=told, found=found)
+    return dataclasses.replace(
+        planned, warnings=warnings, lengths=told, found=found, findings=(*bench.findings, *test_findings(bench))
+    )
 
 
 def _found(experiment: spec.Experiment, dataset: Dataset, planned: Plan, longest_answer: int) -> dict[str, Any]:

@@ -161,17 +161,22 @@ def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
     from luthier.models import methods
 
     bench = workbench.of_run(run, ranks.shard if ranks.sharded else None)
-    for finding in bench.findings:
-        _note(run, finding.code, finding.message, finding.rows)
+    experiment, longest = bench.experiment, int(rows.trained(bench.train).max())
+    exam = assessment.exam(experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest)
+    findings = (*bench.findings, *assessment.findings_of(exam, experiment, bench.base))
+    accepted = [finding for finding in findings if gate.is_accepted(finding, experiment.data.accept)]
+    for finding in findings:
+        said = " (accepted: data.accept)" if finding in accepted else ""
+        _note(run, finding.code, finding.message + said, finding.rows)
     for remark in bench.remarks:
         _note(run, "data", remark)
-    gate.refuse(bench.findings, bench.experiment.data.accept)
-    tuned = methods.attach(bench.base, [bench.experiment.method], [bench.experiment.seed])
+    gate.refuse(findings, experiment.data.accept)
+    tuned = methods.attach(bench.base, [experiment.method], [experiment.seed])
     if tuned.note:
         _note(run, "layout", tuned.note)
-    longest = int(rows.trained(bench.train).max())
-    runs.update(run.path, {"facts": {"longest_answer": longest}})
-    return bench, tuned, assessment.exam(bench.experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest)
+    runs.update(run.path, {"facts": {"longest_answer": longest, "accepted": sorted({f.code for f in accepted})}})
+    notes = (*exam.notes, *(f"accepted by a person: {gate.words(finding)}" for finding in accepted))
+    return bench, tuned, replace(exam, notes=notes)
 
 
 def _ask_base(run: Run, bench: Bench, tuned: Tuned, exam: Exam, stop: Stop) -> tuple[Answerer, str] | None:

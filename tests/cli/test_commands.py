@@ -27,7 +27,7 @@ OWN_FLAGS = {
     "prepare": {"--json"},
     "look": {"--rows", "--split", "--set", "--json"},
     "plan": {"--set", "--measure", "--json"},
-    "tune": {"--set", "--new", "--json"},
+    "tune": {"--set", "--accept", "--new", "--json"},
     "stop": set(),
     "resume": {"--json"},
     "watch": {"--json"},

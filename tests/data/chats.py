@@ -102,7 +102,7 @@ STYLES = {
     "eos lines": Style(EOS_LINES, ("</s>",), "</s>"),
     "roles": Style(ROLES, ("<|end_of_text|>",), "<|end_of_text|>"),
     "strips thinking": Style(STRIPS_THINKING, ("<|im_end|>",), "<|im_end|>"),
-    "next role ends": Style(NEXT_ROLE_ENDS, ("</s>", "<|user|>", "<|tool|>"), "<|user|>", tail="</s>"),
+    "next role ends": Style(NEXT_ROLE_ENDS, ("</s>", "<|user|>", "<|tool|>"), "<|user|>", tail="<|user|>"),
 }
 
 

@@ -31,7 +31,7 @@ from tests import tiny
 
 CAUSAL = Rules("causal", end_token_ids=(1,))
 TEXTS = tiny.tokenizer("causal")
-WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
+WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12).filter(str.strip)
 
 
 def _dataset(home: Path, pairs: list[tuple[str, str]]) -> Dataset:
@@ -195,17 +195,21 @@ def test_a_second_start_reads_no_text(dataset: Dataset, no_text: Callable[[], No
 
 
 def test_a_runs_second_start_reads_no_text(tmp_path: Path, no_text: Callable[[], None]) -> None:
-    """Of a base whose rows give the gate nothing to say: what it finds it names by file and line."""
-    rows_of_file = [{"input": question, "output": answer} for question, answer in _many(40)]
-    wish = {"train": rows_of_file, "validation": 0.2, "test": 0.0}
-    given = spec.from_mapping({"model": str(tiny.build("tiny_llama")), "data": wish, "method": "lora"})
+    """Nor does what the gate names by file and line need it."""
+    file = tmp_path / "rows.csv"
+    file.write_text("input,output\n" + "".join(f"{question},{answer}\n" for question, answer in _many(40)))
+    wish = {"train": str(file), "validation": 0.2, "test": 0.0, "overlength": "cut"}
+    model, training = str(tiny.build("tiny_llama")), {"max_seq_length": 30}
+    given = spec.from_mapping({"model": model, "data": wish, "method": "lora", "training": training})
     data = prepare(given.data, tmp_path, task="generation")
-    resolved = presets.resolve(given, facts.inspect(given.model.name), data.task).experiment
+    resolved = presets.resolve(given, facts.inspect(model), data.task).experiment
     first = workbench.lay(resolved, data, weights=False)
-    assert not first.findings and first.validation
+    cut = next(finding for finding in first.findings if finding.code == "G03")
+    assert cut.rows[0].startswith(f"{file}:") and first.cut == sum(row.cut for row in first.train)
     no_text()
     again = workbench.lay(resolved, load_dataset(data.path), weights=False)
     assert _all_same(again.train, list(first.train)) and _all_same(again.validation, list(first.validation))
+    assert (again.findings, again.remarks) == (first.findings, first.remarks)
 
 
 def test_preparing_again_keeps_the_tokens(dataset: Dataset, no_text: Callable[[], None]) -> None:

@@ -187,11 +187,12 @@ def plan(
 def tune(
     file: File = EXPERIMENT,
     sets: Set = NOTHING,
+    accept: Annotated[list[str], typer.Option("--accept", help="A finding you accept.", metavar="CODE")] = NOTHING,
     new: Annotated[bool, typer.Option("--new", help="Begin another run, whatever stands.")] = False,
     as_json: Json = False,
 ) -> None:
     """Tune, evaluate, and give a verdict. The same command again prints it, or continues what was interrupted."""
-    here, experiment = _studio(), _experiment(file, sets)
+    here, experiment = _studio(), _accepting(_experiment(file, sets), accept)
     with screen.busy(READING):
         run = here.tune(experiment, new)
     _carry(here, run, as_json)
@@ -370,6 +371,15 @@ def _experiment(file: Path, sets: list[str]) -> Experiment:
     for warning in spec.advice(experiment):
         screen.say(f"note: {warning}")
     return experiment
+
+
+def _accepting(experiment: Experiment, codes: list[str]) -> Experiment:
+    """The experiment with more codes in its `data.accept`: so the run records that a person accepted them."""
+    if not codes:
+        return experiment
+    every = tuple(dict.fromkeys((*experiment.data.accept, *codes)))
+    data = experiment.data.model_copy(update={"accept": every})
+    return experiment.model_copy(update={"data": data})
 
 
 def _tell_data(dataset: Dataset) -> None:

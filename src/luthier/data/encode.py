@@ -10,16 +10,19 @@ a text otherwise than its parts; a token that straddles the boundary belongs to 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from luthier.data.examples import Encoded, Example, answer_text
+from luthier.data.controls import Coded, Controls, controls_of, is_marked, spell, unmark
+from luthier.data.examples import Encoded, Example, Message, answer_text
 from luthier.data.layout import Piece, Rules, encoder_text, pieces, source
-from luthier.data.templates import Span
+from luthier.data.overlength import Long, Tokens, encoded, no_limit, shortened, under_policy
+from luthier.data.templates import Ask, Row, Span, answered
 from luthier.errors import DataError, ModelError, did_you_mean
 
 __all__ = ["EncodedSplit", "Rules", "all_dropped", "encode", "encode_prompt", "encode_split", "reference", "stream"]
@@ -34,16 +37,6 @@ class EncodedSplit:
     rows: tuple[Encoded, ...]
     dropped: tuple[str, ...]
     cut: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Tokens:
-    """An example's tokens before the length policy. `start`: where generation begins."""
-
-    ids: list[int]
-    train: np.ndarray
-    start: int
-    label: int = -1
 
 
 def encode(example: Example, tokenizer: Any, rules: Rules) -> Encoded | None:
@@ -74,17 +67,17 @@ Outcome = tuple[Example, Encoded | None, str]
 def stream(examples: Iterable[Example], tokenizer: Any, rules: Rules) -> Iterator[Outcome]:
     """Every example as tokens, in order and in flat memory. Raises DataError at the end when the policy refuses."""
     closing, rest = _closing(tokenizer, rules), iter(examples)
-    long, seen = _Long(rules), 0
+    long, seen = Long(rules), 0
     while batch := list(itertools.islice(rest, _BATCH)):
         seen += len(batch)
         for example, tokens in zip(batch, _tokens(batch, tokenizer, rules), strict=True):
-            kept = _shortened(tokens, rules, closing)
+            kept = shortened(tokens, rules, closing)
             if len(kept.ids) == len(tokens.ids):
-                yield example, Encoded(example.id, np.asarray(kept.ids, np.int32), kept.train, kept.label), ""
+                yield example, encoded(example, kept), ""
             elif rules.overlength == "error":
                 long.add(tokens, example.where)
             else:
-                yield example, *_under_policy(example, tokens, kept, rules)
+                yield example, *under_policy(example, tokens, kept, rules)
     if long.count:
         raise long.error(seen)
 
@@ -107,11 +100,11 @@ def encode_prompt(example: Example, tokenizer: Any, rules: Rules) -> np.ndarray:
         return np.asarray(tokens.ids[: tokens.start], np.int32)
     asked = dataclasses.replace(tokens, ids=tokens.ids[: tokens.start], train=tokens.train[: tokens.start])
     # a source that is short enough by itself is not cut for its answer's sake
-    alone = rules if rules.family == "encoder" else _no_limit(rules)
+    alone = rules if rules.family == "encoder" else no_limit(rules)
     if rules.overlength == "cut":
-        asked = _shortened(asked, alone, _closing(tokenizer, rules))
+        asked = shortened(asked, alone, _closing(tokenizer, rules))
     elif rules.sides is not None and len(asked.ids) > rules.sides[0]:
-        long = _Long(alone)
+        long = Long(alone)
         long.add(asked, example.where)
         raise long.error(1)
     return np.asarray(asked.ids, np.int32)
@@ -122,106 +115,10 @@ def reference(example: Example) -> str:
     return answer_text(example) if example.label is None else example.label
 
 
-# -- length policy -----------------------------------------------------------------------------------------------------
-
-
-def _under_policy(example: Example, tokens: _Tokens, kept: _Tokens, rules: Rules) -> tuple[Encoded | None, str]:
-    """What becomes of a row that is too long, where that is not refused."""
-    name = f"{example.where}: {_size(tokens, rules)} tokens"
-    if rules.overlength == "drop":
-        return None, f"{name}, {_room(rules)} are allowed"
-    if rules.family != "encoder" and not kept.train.any():
-        return None, f"{name}, of which the first {_room(rules)} hold nothing to train"
-    row = Encoded(example.id, np.asarray(kept.ids, np.int32), kept.train, kept.label, cut=True)
-    return row, f"{name}, the first {_room(rules)} are used"
-
-
-def _shortened(tokens: _Tokens, rules: Rules, closing: list[int]) -> _Tokens:
-    """What `cut` leaves: the first tokens of source and target as the positions allow, of both as the limit does.
-
-    The closing token ([SEP], </s>) of an encoder's text or of a source is kept, as its tokenizer truncates.
-    """
-    if rules.sides is not None:
-        source, target = rules.sides
-        ids = _first(tokens.ids[: tokens.start], source, closing)
-        train = np.concatenate([tokens.train[: len(ids)], tokens.train[tokens.start :][:target]])
-        answer = tokens.ids[tokens.start :][:target]
-        tokens = dataclasses.replace(tokens, ids=ids + answer, train=train, start=len(ids))
-    if rules.max_seq_length is None:
-        return tokens
-    ids = _first(tokens.ids, rules.max_seq_length, closing if rules.family == "encoder" else [])
-    if ids is tokens.ids:
-        return tokens
-    return dataclasses.replace(tokens, ids=ids, train=tokens.train[: len(ids)])
-
-
-def _first(ids: list[int], limit: int, closing: list[int]) -> list[int]:
-    return ids if len(ids) <= limit else ids[: max(limit - len(closing), 0)] + closing
-
-
-def _closing(tokenizer: Any, rules: Rules) -> list[int]:
-    """What stands at the end of an encoder's text or of a source, however short it is cut."""
-    if rules.family == "encoder":
-        return _enclosure(tokenizer)[1]
-    return _around(tokenizer)[1] if rules.sides is not None else []
-
-
-def _size(tokens: _Tokens, rules: Rules) -> str:
-    """A row's length for a person: of a seq2seq model with positions, source + target."""
-    if rules.sides is None:
-        return f"{len(tokens.ids):,}"
-    return f"{tokens.start:,} + {len(tokens.ids) - tokens.start:,}"
-
-
-def _room(rules: Rules) -> str:
-    if rules.sides is None:
-        return f"{rules.max_seq_length:,}"
-    in_all = rules.max_seq_length is not None and rules.max_seq_length < sum(rules.sides)
-    return " + ".join(f"{side:,}" for side in rules.sides) + (f" ({rules.max_seq_length:,} in all)" if in_all else "")
-
-
-@dataclass(slots=True)
-class _Long:
-    """The rows that are refused as too long: how many, where the first ones stand, the longest."""
-
-    rules: Rules
-    count: int = 0
-    shown: list[str] = field(default_factory=list)
-    longest: _Tokens | None = None
-    beyond_positions: bool = False
-
-    def add(self, tokens: _Tokens, where: str) -> None:
-        self.count += 1
-        self.shown += [where] if len(self.shown) < 5 else []
-        if self.longest is None or len(tokens.ids) > len(self.longest.ids):
-            self.longest = tokens
-        if self.rules.sides is not None and not self.beyond_positions:
-            self.beyond_positions = len(_shortened(tokens, _no_limit(self.rules), []).ids) < len(tokens.ids)
-
-    def error(self, rows: int) -> DataError:
-        """The refusal, of so many rows in all."""
-        rules, longest = self.rules, self.longest
-        assert longest is not None
-        of = "" if rules.sides is None else " (source + target)"
-        hint = f"training.max_seq_length: {len(longest.ids)} if the model allows it; or data.overlength: drop, or cut"
-        if self.beyond_positions:
-            hint = f"the model has {rules.positions:,} positions for each: data.overlength: drop, or cut"
-        return DataError(
-            f"{self.count:,} of {rows:,} rows are longer than {_room(rules)} tokens{of}, the longest "
-            f"{_size(longest, rules)}",
-            ", ".join(self.shown) + (", …" if self.count > len(self.shown) else ""),
-            hint,
-        )
-
-
-def _no_limit(rules: Rules) -> Rules:
-    return dataclasses.replace(rules, max_seq_length=None)
-
-
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def _tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+def _tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[Tokens]:
     if not tokenizer.is_fast:
         raise ModelError("this tokenizer gives no character offsets", hint="it needs a tokenizer.json (fast tokenizer)")
     if rules.family == "encoder":
@@ -231,6 +128,13 @@ def _tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterat
     if rules.family == "seq2seq":
         return _seq2seq_tokens(examples, tokenizer, rules)
     return _causal_tokens(examples, tokenizer, rules)
+
+
+def _closing(tokenizer: Any, rules: Rules) -> list[int]:
+    """What stands at the end of an encoder's text or of a source, however short it is cut."""
+    if rules.family == "encoder":
+        return _enclosure(tokenizer)[1]
+    return _around(tokenizer)[1] if rules.sides is not None else []
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -259,15 +163,26 @@ def _opening(tokenizer: Any) -> list[int]:
     return before or ([tokenizer.bos_token_id] if asked else [])
 
 
-def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
-    opening = _opening(tokenizer)
+def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[Tokens]:
+    opening, controls = _opening(tokenizer), controls_of(tokenizer, rules.end_token_ids)
+    stop = functools.cache(lambda: _stop_of_template(tokenizer, rules))
     for start in range(0, len(examples), _BATCH):
-        batch = [pieces(example, tokenizer, rules) for example in examples[start : start + _BATCH]]
+        part = examples[start : start + _BATCH]
+        batch = answered(tokenizer, [pieces(example, rules, controls) for example in part])
         texts = [piece.text for parts in batch for piece in parts]
         found = ((coded.ids, coded.offsets) for coded in _coded(texts, tokenizer))
-        for parts in batch:
+        for example, parts in zip(part, batch, strict=True):
+            told = [
+                (
+                    piece,
+                    coded
+                    if not piece.letters
+                    else spell(tokenizer, piece.text, piece.letters, controls, example.where),
+                )
+                for piece, coded in zip(parts, found, strict=False)
+            ]
             templated = any(piece.end == "template" for piece in parts)
-            yield _joined([(piece, *next(found)) for piece in parts], [] if templated else opening, rules)
+            yield _joined(told, [] if templated else opening, rules, stop)
 
 
 def _coded(texts: Sequence[str], tokenizer: Any) -> Sequence[Any]:
@@ -278,11 +193,11 @@ def _coded(texts: Sequence[str], tokenizer: Any) -> Sequence[Any]:
     return tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
 
 
-def _joined(parts: Sequence[tuple[Piece, list[int], list[Span]]], opening: list[int], rules: Rules) -> _Tokens:
+def _joined(parts: Sequence[tuple[Piece, Coded]], opening: list[int], rules: Rules, stop: Callable[[], int]) -> Tokens:
     """The tokens of a decoder's example. The very first token is never trained: nothing precedes it."""
     ids, flags, start = list(opening), [np.full(len(opening), rules.train_on == "all")], None
-    for piece, piece_ids, offsets in parts:
-        train, own = _flags(piece, piece_ids, offsets, rules.end_token_ids)
+    for piece, (piece_ids, offsets) in parts:
+        train, own = _flags(piece, piece_ids, offsets, rules.end_token_ids, stop)
         if piece.answer is not None:
             start = len(ids) + _first_beyond(offsets, piece.answer)
         ids += own
@@ -290,7 +205,8 @@ def _joined(parts: Sequence[tuple[Piece, list[int], list[Span]]], opening: list[
     train = np.concatenate(flags)
     if len(train):
         train[0] = False
-    return _Tokens(ids, train, len(ids) if start is None else start)
+    spelled = any(piece.letters for piece, _ in parts)
+    return Tokens(ids, train, len(ids) if start is None else start, spelled=spelled)
 
 
 def _first_beyond(offsets: Sequence[Span], place: int) -> int:
@@ -307,20 +223,22 @@ def _first_behind(offsets: Sequence[Span], place: int, first: int) -> int:
 
 
 def _flags(
-    piece: Piece, ids: list[int], offsets: Sequence[Span], ends: tuple[int, ...]
+    piece: Piece, ids: list[int], offsets: Sequence[Span], ends: tuple[int, ...], stop: Callable[[], int]
 ) -> tuple[np.ndarray, list[int]]:
     """Which tokens of a piece are trained, and its ids with the end token that was appended, if any."""
     train = np.zeros(len(ids) + 1, bool)
-    append = piece.end == "append"
-    for begin, stop in piece.spans:
+    append = piece.end == "append" and not (piece.spans and ids and ids[-1] in ends)  # some rows bring theirs along
+    for begin, close in piece.spans:
         first = _first_beyond(offsets, begin)
-        last = len(ids) if stop >= len(piece.text) else _first_behind(offsets, stop, first)
+        last = len(ids) if close >= len(piece.text) else _first_behind(offsets, close, first)
         if piece.end == "template":
             last, missing = _turn_end(piece, ids, offsets, (first, last), ends)
             append |= missing
         train[first:last] = True
         train[-1] |= append and last == len(ids)
-    return (train, [*ids, ends[0]]) if append else (train[:-1], ids)
+    if not append:
+        return train[:-1], ids
+    return train, [*ids, stop() if piece.end == "template" else ends[0]]
 
 
 def _turn_end(
@@ -329,49 +247,88 @@ def _turn_end(
     """Where a templated turn's training stops: behind its end token, and whether one has to be appended.
 
     A turn as the template writes it: `answer <|im_end|> \\n`: what follows the end token is not the model's to say. A
-    template may leave the end token to the next turn's opening (GLM), or out altogether.
+    template may write two of them (Phi), leave it to the next turn's opening (GLM), or out altogether.
     """
     first, last = tokens
-    for i in range(last - 1, first - 1, -1):
-        if ids[i] in ends:
-            return i + 1, False
-    i = last
-    while i < len(ids) and not piece.text[offsets[i][0] : offsets[i][1]].strip():
-        i += 1
-    if i < len(ids):
-        return (i + 1, False) if ids[i] in ends else (last, False)
+
+    def blank(i: int) -> bool:
+        return not piece.text[offsets[i][0] : offsets[i][1]].strip()
+
+    at = next((i for i in range(last - 1, first - 1, -1) if ids[i] in ends), None)
+    if at is not None:
+        for i in range(at - 1, first - 1, -1):  # of several with nothing but space between them the first one stops
+            if ids[i] in ends:
+                at = i
+            elif not blank(i):
+                break
+        return at + 1, False
+    at = last
+    while at < len(ids) and blank(at):
+        at += 1
+    if at < len(ids):
+        return (at + 1, False) if ids[at] in ends else (last, False)
     return len(ids), True
+
+
+def _stop_of_template(tokenizer: Any, rules: Rules) -> int:
+    """The end token of a turn which its template leaves open: that with which the user's next turn would begin."""
+
+    def probe() -> Row[str]:
+        turns = [Message(role, "x") for role in ("user", "assistant", "user")]
+        told, whole = yield Ask(turns, None, ((2, False), (3, False)), "")
+        return whole[len(told) :] if whole.startswith(told) else ""
+
+    try:
+        (behind,) = answered(tokenizer, [probe()])
+    except DataError:
+        behind = ""
+    ids = tokenizer(behind.lstrip(), add_special_tokens=False).input_ids
+    return ids[0] if ids and ids[0] in rules.end_token_ids else rules.end_token_ids[0]
 
 
 # -- the other families ------------------------------------------------------------------------------------------------
 
 
-def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[Tokens]:
     """Source as the tokenizer gives a lone text, target likewise and always ended by an end token."""
+    controls = controls_of(tokenizer, rules.end_token_ids)
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        asked = tokenizer([source(example, tokenizer, rules) for example in batch], verbose=False).input_ids
+        texts = answered(tokenizer, [source(example, rules, controls) for example in batch])
+        asked = tokenizer(texts, verbose=False).input_ids
         told = tokenizer(text_target=[answer_text(example) for example in batch], verbose=False).input_ids
-        for ids, target in zip(asked, told, strict=True):
+        for example, text, ids, target in zip(batch, texts, asked, told, strict=True):
+            if spelled := is_marked(text):
+                ids = _spelled(tokenizer, text, _around(tokenizer), controls, example.where)
             ended = target if target and target[-1] in rules.end_token_ids else [*target, rules.end_token_ids[0]]
             train = np.arange(len(ids) + len(ended)) >= len(ids)
-            yield _Tokens(ids + ended, train, len(ids))
+            yield Tokens(ids + ended, train, len(ids), spelled=spelled)
 
 
-def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+def _spelled(
+    tokenizer: Any, marked: str, around: tuple[list[int], list[int]], controls: Controls, where: str
+) -> list[int]:
+    """A marked text as ids, with what stands around a text by itself."""
+    text, letters, _ = unmark(marked, where)
+    return [*around[0], *spell(tokenizer, text, letters, controls, where)[0], *around[1]]
+
+
+def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[Tokens]:
     """The text between the tokenizer's own special tokens, or between [CLS] and [SEP] when it adds none."""
     index = {label: i for i, label in enumerate(rules.labels)}
     if not index:
         raise DataError(f"an encoder needs class names; the task is {rules.task}", hint="task: classification")
-    opening, closing = _enclosure(tokenizer)
+    (opening, closing), controls = _enclosure(tokenizer), controls_of(tokenizer)
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        texts = [encoder_text(example, rules) for example in batch]
+        texts = [encoder_text(example, rules, controls) for example in batch]
         coded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-        for example, ids in zip(batch, coded, strict=True):
+        for example, text, ids in zip(batch, texts, coded, strict=True):
             whole = opening + ids + closing
+            if spelled := is_marked(text):
+                whole = _spelled(tokenizer, text, (opening, closing), controls, example.where)
             label = _class(example, index)
-            yield _Tokens(whole, np.zeros(len(whole), bool), len(whole), label)
+            yield Tokens(whole, np.zeros(len(whole), bool), len(whole), label, spelled)
 
 
 def _class(example: Example, index: dict[str, int]) -> int:

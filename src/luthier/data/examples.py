@@ -66,7 +66,8 @@ class Encoded:
 
     `ids_L` int32 and `train_L` bool have the same length, always. For seq2seq the source comes first and the target
     is the trained tail. For an encoder nothing is trained token by token: `label` is the class index (else -1).
-    `cut` says that the length policy removed tokens.
+    `cut` says that the length policy removed tokens; `spelled`, that a special token's text stands in the words of its
+    user, tool or system, and was read as plain text.
     """
 
     example_id: str
@@ -74,6 +75,7 @@ class Encoded:
     train_L: np.ndarray
     label: int = -1
     cut: bool = False
+    spelled: bool = False
 
     @property
     def prompt_length(self) -> int:

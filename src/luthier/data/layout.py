@@ -2,6 +2,9 @@
 of an encoder-decoder, the text of an encoder.
 
 Lives here: `Rules`, and the choice of template, turns and spans. Does not live here: tokens (`encode.py`).
+
+Special tokens may stand in templates, in what the assistant says, and in rows that are taken exactly as they came
+(prompt/completion, plain text). In all other words of a row their text is marked (`controls.py`).
 """
 
 from __future__ import annotations
@@ -9,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from luthier.data.controls import Controls, is_marked, unmark
 from luthier.data.examples import Example, Message, answer_text
-from luthier.data.templates import Span, chat_spans, default_template, fill, plain_chat, render_chat
+from luthier.data.templates import Row, Span, chat_spans, chat_text, default_template, fill, plain_chat
 from luthier.errors import DataError
 
 _PROBE = "x"  # stands for an answer that is not known yet
@@ -53,26 +56,42 @@ class Rules:
 class Piece:
     """A text that is tokenised by itself. `spans` are trained; `answer`, if any, begins what is generated.
 
-    `end`: "append" the end token, or "template": the template wrote one, find it.
+    `end`: "append" the end token unless it is there, or "template": the template wrote one, find it. `letters`: a
+    special token's text that is to be read as plain text.
     """
 
     text: str
     spans: tuple[Span, ...]
     end: str
     answer: int | None = None
+    letters: tuple[Span, ...] = ()
 
 
-def pieces(example: Example, tokenizer: Any, rules: Rules) -> list[Piece]:
+def pieces(example: Example, rules: Rules, controls: Controls) -> Row[list[Piece]]:
     """The texts of an example for a decoder: one, or for a chat without a chat template one per assistant turn."""
+    found = yield from _pieces(example, rules, controls)
+    return [_unmarked(piece, example.where) for piece in found]
+
+
+def _unmarked(piece: Piece, where: str) -> Piece:
+    if not is_marked(piece.text):
+        return piece
+    text, letters, moved = unmark(piece.text, where)
+    spans = tuple((moved(begin), moved(end)) for begin, end in piece.spans)
+    answer = None if piece.answer is None else moved(piece.answer)
+    return Piece(text, spans, piece.end, answer, tuple(letters))
+
+
+def _pieces(example: Example, rules: Rules, controls: Controls) -> Row[list[Piece]]:
     if example.kind == "text":
         text = example.text or ""
         return [Piece(text, ((0, len(text)),), "append", answer=len(text))]
     if example.kind == "chat" and rules.chat:
-        return [_templated(example, tokenizer, rules)]
+        return [(yield from _templated(example, rules, controls))]
     if example.kind == "chat":
         _require_plain(example)
-        return _plain_turns(example.messages, rules.train_on)
-    prompt = _question(example, rules)
+        return _plain_turns(_told(example, controls), rules.train_on)
+    prompt = _question(example, rules, controls)
     answer = answer_text(example) if _answered(example) else None
     return [_asked(prompt, answer, rules.train_on == "all", exact=example.exact)]
 
@@ -83,12 +102,26 @@ def _answered(example: Example) -> bool:
     return bool(example.messages) and example.messages[-1].role == "assistant"
 
 
-def _question(example: Example, rules: Rules) -> str:
+def _told(example: Example, controls: Controls) -> list[Message]:
+    """The messages, with special tokens' text marked in all that the assistant does not say."""
+    return [
+        m
+        if m.role == "assistant"
+        else dataclasses.replace(
+            m, content=controls.mark(m.content, example.where), extra=controls.mark(m.extra, example.where)
+        )
+        for m in example.messages
+    ]
+
+
+def _question(example: Example, rules: Rules, controls: Controls) -> str:
     """The prompt of a row that is no chat."""
     said = example.messages[0].content if example.messages else example.text or ""
-    if rules.template is not None:
-        return fill(rules.template, {"input": said} | example.columns, example.where)
-    return said if example.exact else fill(default_template(rules.family), {"input": said}, example.where)
+    if example.exact and rules.template is None:
+        return said
+    template = default_template(rules.family) if rules.template is None else rules.template
+    columns = {"input": said} | (example.columns if rules.template is not None else {})
+    return fill(template, columns, example.where, lambda value: controls.mark(value, example.where))
 
 
 def _asked(prompt: str, answer: str | None, everything: bool, *, exact: bool = False) -> Piece:
@@ -113,15 +146,16 @@ def _wanted(messages: Sequence[Message], train_on: str) -> set[int]:
     return {i for i in turns if (i in chosen if messages[i].train is None else messages[i].train)}
 
 
-def _templated(example: Example, tokenizer: Any, rules: Rules) -> Piece:
+def _templated(example: Example, rules: Rules, controls: Controls) -> Row[Piece]:
     """A chat through the model's template."""
-    messages, tools, where = example.messages, example.columns.get("tools"), example.where
+    messages, where = _told(example, controls), example.where
+    tools = controls.mark(example.columns.get("tools"), where)
     if not _answered(example):
-        text = render_chat(tokenizer, messages, tools, open_turn=True, where=where)
+        text = yield from chat_text(messages, tools, where)
         return Piece(text, (), "template", answer=len(text))
     wanted, last = _wanted(messages, rules.train_on), len(messages) - 1
     silent = {i for i, m in enumerate(messages) if m.train is False} if rules.train_on == "all" else set()
-    text, spans = chat_spans(tokenizer, messages, tools, wanted | {last} | silent, where)
+    text, spans = yield from chat_spans(messages, tools, wanted | {last} | silent, where)
     trained: list[Span] = [spans[i] for i in sorted(wanted)]
     if rules.train_on == "all":
         edges = [0, *(edge for i in sorted(silent) for edge in spans[i]), len(text)]
@@ -150,22 +184,24 @@ def _require_plain(example: Example) -> None:
         raise DataError("tool calls need a model with a chat template", example.where, "set model.chat_template")
 
 
-def source(example: Example, tokenizer: Any, rules: Rules) -> str:
-    """What an encoder-decoder reads: the question, or the chat up to its last answer."""
+def source(example: Example, rules: Rules, controls: Controls) -> Row[str]:
+    """What an encoder-decoder reads, marked: the question, or the chat up to its last answer."""
     if example.kind == "text":
         raise DataError("an encoder-decoder needs questions and answers, not plain text", example.where)
     if example.kind != "chat":
-        return _question(example, rules)
-    asked = example.messages[:-1] if _answered(example) else example.messages
+        return _question(example, rules, controls)
+    messages = _told(example, controls)
+    asked = messages[:-1] if _answered(example) else messages
     if rules.chat:
-        return render_chat(tokenizer, asked, example.columns.get("tools"), open_turn=True, where=example.where)
+        tools = controls.mark(example.columns.get("tools"), example.where)
+        return (yield from chat_text(asked, tools, example.where))
     _require_plain(example)
     return plain_chat(asked)
 
 
-def encoder_text(example: Example, rules: Rules) -> str:
-    """What an encoder reads."""
+def encoder_text(example: Example, rules: Rules, controls: Controls) -> str:
+    """What an encoder reads, marked."""
     if example.kind in ("text", "chat"):
         kind = "a chat" if example.kind == "chat" else "plain text without a class"
         raise DataError(f"an encoder classifies texts; this row is {kind}", example.where)
-    return _question(example, rules)
+    return _question(example, rules, controls)

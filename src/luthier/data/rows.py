@@ -21,6 +21,14 @@ TOGETHER = 8192
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """An example by its id, and where it stood: `file:line`."""
+
+    id: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
 class Arrays:
     """An opened folder: its arrays as views into the files, the mappings behind the two long ones."""
 
@@ -82,6 +90,11 @@ class TokenRows(Sequence[Encoded]):
     def flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of all rows of the folder, (T,), and where each of these rows begins and ends in them, (N,)."""
         return self._ids, self._offsets[:-1][self._span], self._offsets[1:][self._span]
+
+    def places(self) -> Iterator[Place]:
+        """Where each row stood, in order."""
+        names = self._examples
+        return (Place(names[i].decode("ascii"), self.where(k)) for k, i in enumerate(self._chosen))
 
     def where(self, index: int) -> str:
         """`file:line` of a row, as messages name it."""

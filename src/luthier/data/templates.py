@@ -1,7 +1,11 @@
-"""Text from columns and from chats: the one place where templates are rendered.
+"""Text from columns and from chats: `{column}` placeholders, default prompts, the model's chat template, and where each
+assistant turn stands in the rendered text.
 
-Lives here: `{column}` placeholders, default prompts, the model's chat template (in transformers' sandboxed Jinja
-environment) and where each assistant turn stands in the rendered text. Does not live here: tokens (`encode.py`).
+Lives here: which texts are asked of a template, and what they tell. Does not live here: the process that renders them
+(`rendering.py`), tokens (`encode.py`).
+
+What one row needs is written as a generator that yields `Ask`s and is sent the texts; `answered` runs many of them side
+by side, so that a batch of rows is one message to that process.
 """
 
 from __future__ import annotations
@@ -9,11 +13,11 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import jinja2
-
+from luthier.data import rendering
 from luthier.data.examples import Message
 from luthier.errors import DataError, did_you_mean
 
@@ -22,6 +26,22 @@ _MARK = "Zq7luthierMark7qZ"  # stands for an answer where its place in a rendere
 
 Span = tuple[int, int]
 """Start and end of a stretch of text, in characters."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A chat whose texts a row needs: of its first so many messages, with or without an open assistant turn."""
+
+    messages: Sequence[Message]
+    tools: Any
+    views: tuple[rendering.View, ...]
+    where: str
+
+
+Row = Generator[Ask, list[str], T]
+"""What becomes of one row, which may ask for texts on the way."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -35,10 +55,10 @@ def placeholders(template: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def fill(template: str, columns: Mapping[str, Any], where: str) -> str:
+def fill(template: str, columns: Mapping[str, Any], where: str, write: Callable[[str], str] = str) -> str:
     """`template` with `{column}` or `{{column}}` replaced by the row's values; all other braces stay.
 
-    Raises DataError for a column the row does not have or has no value for.
+    `write` is done to each value. Raises DataError for a column the row does not have or has no value for.
 
     >>> fill('{"q": {input}}', {"input": "a {b}"}, "")
     '{"q": a {b}}'
@@ -51,7 +71,7 @@ def fill(template: str, columns: Mapping[str, Any], where: str) -> str:
             raise DataError(f"the template names the column `{name}`, which this row does not have", where, hint)
         if columns[name] is None:
             raise DataError(f"the template names the column `{name}`, which is null in this row", where)
-        return as_text(columns[name])
+        return write(as_text(columns[name]))
 
     return _PLACEHOLDER.sub(value, template)
 
@@ -71,49 +91,84 @@ def plain_chat(messages: Sequence[Message]) -> str:
     return "".join(f"{message.role}: {message.content}\n" for message in messages)
 
 
-def render_chat(
-    tokenizer: Any, messages: Sequence[Message], tools: Any = None, *, open_turn: bool = False, where: str = ""
-) -> str:
-    """`messages` through the tokenizer's own chat template; `open_turn` adds the beginning of an assistant turn.
+def answered(tokenizer: Any, rows: Iterable[Row[T]]) -> list[T]:
+    """Run `rows` to their ends, rendering for all of them at once what they ask for. Raises DataError with file:line.
 
-    Raises DataError when the template refuses the chat (many refuse a system message or two user turns in a row).
+    A template that refuses a chat (many refuse a system message, or two user turns in a row) raises it inside the row.
     """
-    turns = [{"role": m.role, "content": m.content} | m.extra for m in messages]
-    try:
-        return tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=open_turn)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        hint = "change the chat, or set `model.chat_template`"
-        raise DataError(f"the model's chat template refuses this chat: {reason}", where, hint) from None
+    ends: dict[int, T] = {}
+    waiting: dict[int, tuple[Row[T], Ask]] = {}
+
+    def go_on(number: int, row: Row[T], texts: list[str] | None) -> None:
+        try:
+            waiting[number] = (row, next(row) if texts is None else row.send(texts))
+        except StopIteration as end:
+            ends[number] = end.value
+
+    for number, row in enumerate(rows):
+        go_on(number, row, None)
+    while waiting:
+        asked, texts = waiting, _texts(tokenizer, [ask for _, ask in waiting.values()])
+        waiting = {}
+        for (number, (row, _)), found in zip(asked.items(), texts, strict=True):
+            go_on(number, row, found)
+    return [ends[number] for number in sorted(ends)]
+
+
+def _texts(tokenizer: Any, asks: Sequence[Ask]) -> list[list[str]]:
+    """What the tokenizer's chat template writes for each of `asks`. Raises DataError for the first that has no text."""
+    found: list[list[str]] = []
+    while len(found) < len(asks):  # as a rule once; a tokenizer may have another template for chats with tools
+        rest = asks[len(found) :]
+        template = tokenizer.get_chat_template(None, rest[0].tools)
+        alike = next(
+            (i for i, a in enumerate(rest) if tokenizer.get_chat_template(None, a.tools) != template), len(rest)
+        )
+        chats = [rendering.Chat([_turn(m) for m in a.messages], a.tools, a.views) for a in rest[:alike]]
+        for ask, texts in zip(rest, rendering.render(template, tokenizer.special_tokens_map, chats), strict=False):
+            if isinstance(texts, rendering.Refusal):
+                hint = "change the chat, or set `model.chat_template`"
+                raise DataError(f"the model's chat template {texts.reason}", ask.where, hint)
+            found.append(texts)
+    return found
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    return {"role": message.role, "content": message.content} | message.extra
+
+
+def chat_text(messages: Sequence[Message], tools: Any, where: str) -> Row[str]:
+    """The chat with an open assistant turn behind it: what a model is asked with."""
+    (text,) = yield Ask(messages, tools, ((len(messages), True),), where)
+    return text
 
 
 def chat_spans(
-    tokenizer: Any, messages: Sequence[Message], tools: Any, wanted: Collection[int], where: str
-) -> tuple[str, dict[int, Span]]:
+    messages: Sequence[Message], tools: Any, wanted: Collection[int], where: str
+) -> Row[tuple[str, dict[int, Span]]]:
     """The rendered chat, and for each message index in `wanted` the span that the model has to produce there.
 
     A turn's span begins where the prompt of that turn ends: the render of all messages before it with an open
     assistant turn must be a beginning of the whole (then what is trained is what serving asks for), and ends with the
     render that includes it, its end-of-turn text included. Templates that rewrite earlier turns once they are history
-    (thinking removed) break this for all but the last turn; there the span is the answer's text alone, found by
-    rendering with a mark in its place. Raises DataError where neither holds.
+    (thinking removed, the system's words moved to the last user turn) break this for all but the last turn: see
+    `_rewritten`. Raises DataError where a turn cannot be found.
     """
-    whole = render_chat(tokenizer, messages, tools, where=where)
+    order, count = sorted(wanted), len(messages)
+    views = [view for index in order for view in ((index, True), (index + 1, False))]
+    whole, *pairs = yield Ask(messages, tools, ((count, False), *views), where)
     spans = {}
-    for index in sorted(wanted):
-        opened = render_chat(tokenizer, messages[:index], tools, open_turn=True, where=where)
-        last = index == len(messages) - 1
-        closed = whole if last else render_chat(tokenizer, messages[: index + 1], tools, where=where)
+    for index, opened, closed in zip(order, pairs[::2], pairs[1::2], strict=True):
         if closed.startswith(opened) and whole.startswith(closed):
             spans[index] = (len(opened), len(closed))
-        elif last:
+        elif index == count - 1:
             raise DataError(
                 "the chat template begins an assistant turn otherwise in training than in generation",
                 where,
                 f"it would be prompted with {opened[-40:]!r}; set `model.chat_template` to one that agrees with itself",
             )
         else:
-            found = _span_by_mark(tokenizer, messages, tools, index, whole)
+            found = yield from _rewritten(messages, tools, index, (whole, opened, closed), where)
             if found is None:
                 raise DataError(
                     f"the chat template rewrites message {index + 1} so that its answer cannot be found again",
@@ -124,11 +179,44 @@ def chat_spans(
     return whole, spans
 
 
-def _span_by_mark(tokenizer: Any, messages: Sequence[Message], tools: Any, index: int, whole: str) -> Span | None:
-    """Where the content of message `index` stands in `whole`; None when it cannot be told."""
+def _rewritten(
+    messages: Sequence[Message], tools: Any, index: int, texts: tuple[str, str, str], where: str
+) -> Row[Span | None]:
+    """Where an earlier turn stands in the whole chat, when the chat up to it is no beginning of the whole.
+
+    A mark in the turn's place (its words, or the name of the function it calls) shows where. There the turn must stand
+    as it does when it is the last; else it is its words alone, and of a call what follows the turn's opening. None when
+    it cannot be told.
+    """
+    whole, opened, closed = texts
     told = messages[index]
-    marked = [*messages[:index], Message(told.role, _MARK, told.train, told.extra), *messages[index + 1 :]]
-    left, mark, right = render_chat(tokenizer, marked, tools).partition(_MARK)
-    end = len(whole) - len(right)
-    fits = whole.startswith(left) and whole.endswith(right) and len(left) < end and _MARK not in right
-    return (len(left), end) if mark and fits and whole[len(left) : end].strip() in told.content else None
+    marked = [*messages[:index], _marked(told), *messages[index + 1 :]]
+    whole_marked, closed_marked = yield Ask(marked, tools, ((len(messages), False), (index + 1, False)), where)
+    (before,) = yield Ask(messages, tools, ((index, False),), where)
+    left, mark, right = whole_marked.partition(_MARK)
+    alone = closed_marked.partition(_MARK)[0]
+    if not mark or not whole.startswith(left) or _MARK in right:
+        return None
+    place = len(left)
+    turn = closed[len(opened) :] if closed.startswith(opened) and closed.startswith(alone) else ""
+    start = place - (len(alone) - len(opened))
+    if turn and start <= place and whole.startswith(turn, start):
+        return start, start + len(turn)
+    if told.content.strip():
+        end = len(whole) - len(right)
+        words = whole[place:end].strip()
+        return (place, end) if whole.endswith(right) and place < end and words in told.content else None
+    opening = opened[len(before) :] if opened.startswith(before) else ""
+    start = whole.rfind(opening, 0, place) + len(opening)
+    rest = closed[len(alone) :]
+    fits = opening and start > len(opening) and alone.endswith(whole[start:place]) and whole.startswith(rest, place)
+    return (start, place + len(rest)) if fits else None
+
+
+def _marked(message: Message) -> Message:
+    """A turn with the mark for its words; where it has none, for the name of the first function it calls."""
+    if message.content.strip() or not message.extra.get("tool_calls"):
+        return Message(message.role, _MARK, message.train, message.extra)
+    first, *others = message.extra["tool_calls"]
+    named = {**first, "function": {**first["function"], "name": _MARK}}
+    return Message(message.role, message.content, message.train, message.extra | {"tool_calls": [named, *others]})

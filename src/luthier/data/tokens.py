@@ -19,8 +19,9 @@ The form of a folder `data/<fingerprint>/tokens/<key>/`, of N rows with T tokens
                    numbers of every file; size and time of the text it was made from
 
 The key is a hash of all that decides the tokens: the data set's fingerprint and the split, the tokenizer (its backend
-as JSON, its special tokens, its chat template), all of `Rules`, the source of this package and the versions of what it
-stands on. So nothing has to be remembered when code changes: other code has another key.
+as JSON, its special tokens, its chat template, and the day where that asks for it), all of `Rules`, the source of this
+package and the versions of what it stands on. Nothing has to be remembered when code changes: other code has another
+key.
 
 A folder appears whole (`disk.whole_folder`), made by one process while others wait. It is verified when it is opened,
 and made anew where a file is missing, has another size or other content, or where the text has been written again
@@ -31,6 +32,7 @@ when a new one is made; who has them open keeps what is mapped.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import itertools
@@ -138,11 +140,12 @@ def _looked(folder: Path, text: Path) -> tuple[StoredSplit | None, str]:
 
 
 def _clear(home: Path, facts: dict[str, Any]) -> None:
-    """Remove what no run of this installation will use again: folders that other code or other packages made."""
+    """Remove what no run of this installation will use again: what other code, other packages or another day made."""
+    today = str(datetime.date.today())
     for folder in home.iterdir():
         try:
             key = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["key"]
-            if all(key[name] == facts[name] for name in ("code", "versions")):
+            if all(key[name] == facts[name] for name in ("code", "versions")) and key["day"] in ("", today):
                 continue
         except (OSError, ValueError, KeyError, TypeError):
             pass  # it could not be opened either
@@ -159,6 +162,7 @@ def _facts(dataset: Dataset, split: str, tokenizer: Any, rules: Rules) -> dict[s
         "split": split,
         "tokenizer": tokenizer_digest(tokenizer),
         "rules": dataclasses.asdict(rules),
+        "day": str(datetime.date.today()) if "strftime_now" in str(tokenizer.chat_template) else "",
         "code": _code(),
         "versions": {name: metadata.version(name) for name in ("tokenizers", "transformers", "jinja2")},
     }
