@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,12 +126,33 @@ def _texts(tokenizer: Any, asks: Sequence[Ask]) -> list[list[str]]:
             (i for i, a in enumerate(rest) if tokenizer.get_chat_template(None, a.tools) != template), len(rest)
         )
         chats = [rendering.Chat([_turn(m) for m in a.messages], a.tools, a.views) for a in rest[:alike]]
-        for ask, texts in zip(rest, rendering.render(template, tokenizer.special_tokens_map, chats), strict=False):
+        variables = tokenizer.special_tokens_map
+        for ask, chat, texts in zip(rest, chats, rendering.render(template, variables, chats), strict=False):
+            if isinstance(texts, rendering.Refusal) and (other := _with_arguments_as_text(chat)):
+                (texts,) = rendering.render(template, variables, [other])
             if isinstance(texts, rendering.Refusal):
                 hint = "change the chat, or set `model.chat_template`"
                 raise DataError(f"the model's chat template {texts.reason}", ask.where, hint)
             found.append(texts)
     return found
+
+
+def _with_arguments_as_text(chat: rendering.Chat) -> rendering.Chat | None:
+    """The chat with the arguments of its calls as JSON text: most templates want objects, some (DeepSeek) want that."""
+    if not any(message.get("tool_calls") for message in chat.messages):
+        return None
+
+    def told(call: Mapping[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        return {**call, "function": {**function, "arguments": as_text(function["arguments"])}}
+
+    messages = [
+        {**message, "tool_calls": [told(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in chat.messages
+    ]
+    return rendering.Chat(messages, chat.tools, chat.views)
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -158,6 +180,8 @@ def chat_spans(
     views = [view for index in order for view in ((index, True), (index + 1, False))]
     whole, *pairs = yield Ask(messages, tools, ((count, False), *views), where)
     spans = {}
+    for index in order:
+        _require_calls(messages[index], index, whole, where)
     for index, opened, closed in zip(order, pairs[::2], pairs[1::2], strict=True):
         if closed.startswith(opened) and whole.startswith(closed):
             spans[index] = (len(opened), len(closed))
@@ -176,7 +200,17 @@ def chat_spans(
                     "train on the last turn only: data.train_on: last",
                 )
             spans[index] = found
+        _require_calls(messages[index], index, whole[slice(*spans[index])], where)
     return whole, spans
+
+
+def _require_calls(message: Message, index: int, text: str, where: str) -> None:
+    """Templates that know nothing of tools write an empty turn: nobody would see that a call is missing."""
+    for call in message.extra.get("tool_calls", ()):
+        name = call["function"]["name"]
+        if name not in text:
+            hint = "set `model.chat_template` to one that knows tools"
+            raise DataError(f"the chat template leaves out the call of `{name}` in message {index + 1}", where, hint)
 
 
 def _rewritten(
@@ -184,9 +218,9 @@ def _rewritten(
 ) -> Row[Span | None]:
     """Where an earlier turn stands in the whole chat, when the chat up to it is no beginning of the whole.
 
-    A mark in the turn's place (its words, or the name of the function it calls) shows where. There the turn must stand
-    as it does when it is the last; else it is its words alone, and of a call what follows the turn's opening. None when
-    it cannot be told.
+    A mark in the turn's place (its words, or the name of the function it calls) shows where. There the turn stands as
+    it does when it is the last; or else its words do, behind what of the turn's beginning is left. None when it cannot
+    be told.
     """
     whole, opened, closed = texts
     told = messages[index]
@@ -202,15 +236,19 @@ def _rewritten(
     start = place - (len(alone) - len(opened))
     if turn and start <= place and whole.startswith(turn, start):
         return start, start + len(turn)
+    # what opens an assistant turn: the model is asked with it, and what it says begins behind it
+    opening = opened[len(os.path.commonprefix([before, opened])) :]
+    start = whole.rfind(opening, 0, place) + len(opening)
+    began = bool(opening) and start > len(opening) and alone.endswith(whole[start:place])
     if told.content.strip():
         end = len(whole) - len(right)
         words = whole[place:end].strip()
-        return (place, end) if whole.endswith(right) and place < end and words in told.content else None
-    opening = opened[len(before) :] if opened.startswith(before) else ""
-    start = whole.rfind(opening, 0, place) + len(opening)
+        fits = whole.endswith(right) and place < end and words in told.content
+        return (start if began else place, end) if fits else None
     rest = closed[len(alone) :]
-    fits = opening and start > len(opening) and alone.endswith(whole[start:place]) and whole.startswith(rest, place)
-    return (start, place + len(rest)) if fits else None
+    if not whole.startswith(rest, place):  # a last turn may have more behind it; its end token is found by the tokens
+        rest = rest[: len(rest) - len(os.path.commonprefix([closed[::-1], before[::-1]]))]
+    return (start, place + len(rest)) if began and rest and whole.startswith(rest, place) else None
 
 
 def _marked(message: Message) -> Message:
