@@ -30,7 +30,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """An opened folder: its arrays as views into the files, the mappings behind the two long ones."""
+    """An opened folder: its arrays as views into the files, the mappings behind them."""
 
     column: dict[str, np.ndarray]
     mappings: tuple[mmap.mmap, ...]

@@ -234,7 +234,7 @@ def _verified(folder: Path, manifest: dict[str, Any]) -> Arrays:
         length = {"ids": tokens, "train": tokens, "offsets": rows + 1}.get(name, rows)
         with (folder / f"{name}.npy").open("rb") as file:
             column[name], mapping = _mapped(file, name, dtype, length, manifest["files"][name])
-        mappings += [mapping] if name in ("ids", "train") else []
+        mappings.append(mapping)
     offsets = column["offsets"]
     if offsets[0] != 0 or offsets[-1] != tokens or not (offsets[1:] >= offsets[:-1]).all():
         raise ValueError("offsets.npy does not tell the rows of ids.npy")
