@@ -191,7 +191,7 @@ def test_tools_reach_the_template_and_calls_are_trained() -> None:
 
 def test_the_templates_sandbox_holds() -> None:
     text = chats.tokenizer("{{ messages.__class__.__mro__ }}")
-    with pytest.raises(DataError, match="refuses this chat"):
+    with pytest.raises(DataError, match="tries what no template may"):
         encode.encode(_example(SHAPES["one turn"]), text, Rules("causal", "chat", chat=True, end_token_ids=(1,)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -47,11 +46,11 @@ ESCAPES = [
     "{{ messages[0].pop('role') }}",
     "{{ '{0.__class__.__mro__}'.format(messages) }}",
     "{{ '{x.__class__.__init__.__globals__}'.format_map({'x': messages}) }}",
-    "{{ ('%s'|format).__func__.__globals__ }}",
+    "{{ (messages|list).__class__.__mro__ }}",
     "{% set n = namespace(__class__=1) %}{{ n }}",
     "{% for x in ().__class__.__base__.__subclasses__() %}{{ x }}{% endfor %}",
     "{% macro m() %}{% endmacro %}{{ m.__call__.__globals__ }}",
-    "{{ caller.__globals__.x }}{{ ''.__class__.x }}",
+    "{{ messages|map(attribute='__class__')|map(attribute='__mro__')|list }}",
 ]
 BOMBS = {
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "more than 2 s of processor time",
@@ -91,7 +90,7 @@ def test_a_bomb_costs_no_more_than_the_limits(template: str) -> None:
 
 
 def test_the_chat_that_breaks_a_limit_is_named_and_those_before_it_stand() -> None:
-    template = "{% if messages[0].content == 'bomb' %}{{ 'a' * 10 ** 9 }}{% endif %}{{ messages[0].content }}"
+    template = "{% set x = messages[0].content %}{% if x == 'bomb' %}{{ x * 10 ** 9 }}{% endif %}{{ x }}"
     many = [Chat([{"role": "user", "content": text}], None, ((1, False),)) for text in ("a", "b", "bomb", "c")]
     first, second, breach = _rendered(template, *many)
     assert (first, second) == (["a"], ["b"]) and "more than 256 MB" in breach.reason
@@ -123,13 +122,13 @@ def test_what_transformers_adds_to_jinja_is_there() -> None:
         "{{ messages[0] | tojson(ensure_ascii=true, separators=(',', ':')) }}",
         "{{ strftime_now('%Y') }}",
         "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.role }}{% continue %}x{% endfor %}",
-        "{% for m in messages %}\n  {% generation %}\n{% set a = 1 %}{{ m.content }}{% endgeneration %}\n{% endfor %}{{ a }}",
+        "{% for m in messages %}\n {% generation %}\n{% set a = 1 %}{{ m.role }} {% endgeneration %}\n{% endfor %}{{ a }}",
         "{% set n = namespace(a=1, self=2) %}{% set n.a = n.a + 1 %}{{ n.a }}{{ n.self }}",
         "{{ dict(a=1) }}{{ dict.fromkeys('ab', 1) }}{{ dict([['a', 2]]) }}",
         "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ tools }}{{ documents }}{{ add_generation_prompt }}",
         "   {%- if true %}  \n  x\n  {% endif %}  \n",
         "{{ messages | pprint }}{{ messages | map(attribute='role') | join(',') }}{{ '%05d' | format(3) }}",
-        "{{ messages[0].name is defined }}{{ messages[1].content is string }}{{ messages[::-1][0].role }}",
+        "{{ messages[0].name is defined }}{{ messages[-1].content is string }}{{ messages[::-1][0].role }}",
         "{{ 'é' | urlencode }}{{ 'a b' | title | wordwrap(1) }}{{ '<b>' | e }}{{ '<b>' | striptags }}",
     ]
     text: PreTrainedTokenizerFast = chats.tokenizer("")
@@ -167,9 +166,9 @@ def test_the_process_is_light_sees_no_secret_and_ends_with_its_input(monkeypatch
     environment = Path(f"/proc/{child.process.pid}/environ")
     if environment.exists():
         assert b"hf_aaaa" not in environment.read_bytes()
-    os.kill(child.process.pid, signal.SIGINT)  # Ctrl-C is not for it
     child.learn("{{ messages[0].content }}", {})
     assert child.render([CHAT]) == [["hi"]]
+    assert os.getpgid(child.process.pid) != os.getpgrp()  # Ctrl-C is not for it
     child.process.stdin.close()  # type: ignore[union-attr]
     assert child.process.wait(10) == 0
 

@@ -23,6 +23,7 @@ Coded = tuple[list[int], list[Span]]
 """Ids, and for each the characters it stands for."""
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # no characters: Unicode keeps them for use within a program
+_ESCAPED = ("\\ufdd", "\\uFDD")  # as JSON may write them: no longer told from text
 _ANCHOR = "\n"  # before a text that continues another one: nothing is put before it then
 
 
@@ -31,7 +32,7 @@ class Controls:
     """The texts that this tokenizer takes for control tokens, and their ids."""
 
     pattern: re.Pattern[str]
-    ids: frozenset[int]
+    ids: Mapping[str, int]
 
     def mark(self, value: Any, where: str) -> Any:
         """`value` (text, or lists and mappings of it) with every such text between marks. Keys stay as they are."""
@@ -55,7 +56,7 @@ def controls_of(tokenizer: Any, end_token_ids: Sequence[int] = ()) -> Controls:
         text = token.content
         if text.strip() and (token.special or number in special or text in written):
             found[text] = number
-    return Controls(_any_of(frozenset(found)), frozenset(found.values()))
+    return Controls(_any_of(frozenset(found)), found)
 
 
 @functools.lru_cache(maxsize=16)
@@ -85,8 +86,8 @@ def unmark(text: str, where: str) -> tuple[str, list[Span], Callable[[int], int]
     """
     places = [i for i, letter in enumerate(text) if letter in (_OPEN, _CLOSE)]
     pairs = list(zip(places[::2], places[1::2], strict=False))
-    told = text.lower()
-    if len(places) % 2 or any(text[a] + text[b] != _OPEN + _CLOSE for a, b in pairs) or "\\ufdd0" in told:
+    torn = len(places) % 2 or any(text[a] + text[b] != _OPEN + _CLOSE for a, b in pairs)
+    if torn or any(escaped in text for escaped in _ESCAPED):
         raise _cannot("a special token", where)
     spans = [(a - 2 * i, b - 1 - 2 * i) for i, (a, b) in enumerate(pairs)]
     plain = text.replace(_OPEN, "").replace(_CLOSE, "")
@@ -95,7 +96,7 @@ def unmark(text: str, where: str) -> tuple[str, list[Span], Callable[[int], int]
 
 def is_marked(text: str) -> bool:
     """Whether anything in it was marked."""
-    return _OPEN in text or _CLOSE in text
+    return _OPEN in text or _CLOSE in text or any(escaped in text for escaped in _ESCAPED)
 
 
 def spell(tokenizer: Any, text: str, spans: Sequence[Span], controls: Controls, where: str) -> Coded:
@@ -131,12 +132,13 @@ def _letters(tokenizer: Any, text: str, controls: Controls, where: str) -> list[
     if not text:
         return []
     anchor = _plain(tokenizer, _ANCHOR)
+    wrong = {number for control, number in controls.ids.items() if control in text}
     for parts in ([text], [text[:1], text[1:]]):  # a vocabulary may hold the whole as a word of its own
         ids: list[int] = []
         for part in parts:
             found = _plain(tokenizer, _ANCHOR + part)
             ids += found[len(anchor) :] if anchor and found[: len(anchor)] == anchor else _plain(tokenizer, part)
-        if ids and not controls.ids & set(ids):
+        if ids and not wrong & set(ids):
             return ids
     raise _cannot(text, where)
 

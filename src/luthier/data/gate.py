@@ -24,7 +24,7 @@ from luthier.runs import Finding, Severity
 SHOWN = 5
 """How many rows a finding names."""
 _BLOCK = 4096  # rows judged together
-_BEFORE, _BEHIND = 8, 4  # tokens shown around the place of a finding
+_BEFORE, _BEHIND = 12, 4  # tokens shown around the place of a finding
 _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
@@ -86,7 +86,8 @@ def _block(rows: list[Encoded]) -> _Block:
     last_R[row_T[trained]] = trained
     last_id_R = np.full(len(rows), -1)
     last_id_R[row_T[trained]] = ids_T[trained]
-    next_T = np.append(train_T[1:] & (row_T[1:] == row_T[:-1]), [False] * bool(len(ids_T)))
+    next_T = np.zeros(len(ids_T), bool)
+    next_T[:-1] = train_T[1:] & (row_T[1:] == row_T[:-1])
     cut_R = np.array([row.cut for row in rows])
     return _Block(rows, ids_T, train_T, row_T, starts_R, lengths_R, cut_R, last_R, last_id_R, next_T)
 

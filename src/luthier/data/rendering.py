@@ -7,6 +7,7 @@ Lives here: that process's life, and what a breach of its limits means. Does not
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import signal
@@ -57,16 +58,21 @@ class _Child:
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", str(Path(__file__).with_name("sandbox.py"))]
-        self.owner, self.knows = os.getpid(), ""
+        self.owner, self.knows, self.ended = os.getpid(), "", False
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=redaction.inherited()
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=redaction.inherited(),
+            process_group=0,  # Ctrl-C is for who started it; it ends when its input does
         )
         atexit.register(self.end)
 
     @property
     def usable(self) -> bool:
         """Whether it is alive and this process's own: after a fork the pipe belongs to the other one."""
-        return self.owner == os.getpid() and self.process.poll() is None
+        return self.owner == os.getpid() and not self.ended and self.process.poll() is None
 
     def learn(self, template: str, variables: Mapping[str, str]) -> None:
         message = json.dumps({"template": template, "variables": variables})
@@ -83,7 +89,7 @@ class _Child:
                 self._say(f'{{"chats": [{", ".join(waiting)}]}}')
                 for _ in waiting:
                     found.append(self._answer())
-                    if not self.usable:
+                    if self.ended:
                         return found
                 waiting = []
         return found
@@ -108,10 +114,15 @@ class _Child:
         return Refusal(f"{verb}: {said['error']}")
 
     def end(self) -> None:
+        """Make sure that it is gone, if it is this process's own."""
         atexit.unregister(self.end)
+        self.ended = True
         if self.owner == os.getpid():
             self.process.kill()
-            self.process.communicate()
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()  # type: ignore[union-attr]
 
 
 def _breach(code: int) -> str:

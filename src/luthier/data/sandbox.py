@@ -18,12 +18,13 @@ import pprint  # noqa: F401
 import resource
 import signal
 import sys
+import textwrap  # noqa: F401
 import time
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-import jinja2.constants  # these three are loaded by templates that need them: then no file can be opened any more
+import jinja2.constants  # what jinja2 loads when a template needs it: then no file can be opened any more
 import jinja2.debug  # noqa: F401
 from jinja2 import Template, TemplateError, ext, nodes
 from jinja2.exceptions import SecurityError
@@ -63,7 +64,6 @@ def main() -> None:
 
 def _confine() -> None:
     """Give up what rendering does not need: memory, files, further processes. Not every system knows every limit."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this; it ends when its input does
     time.localtime()  # reads the time zone, and a text in quotes its codec, while files can still be opened
     environment().from_string("{{ 'a' }}").render()
     for name in _LIMITS.keys() & vars(resource).keys():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -237,7 +236,7 @@ def _rewritten(
     if turn and start <= place and whole.startswith(turn, start):
         return start, start + len(turn)
     # what opens an assistant turn: the model is asked with it, and what it says begins behind it
-    opening = opened[len(os.path.commonprefix([before, opened])) :]
+    opening = opened[_alike(before, opened) :]
     start = whole.rfind(opening, 0, place) + len(opening)
     began = bool(opening) and start > len(opening) and alone.endswith(whole[start:place])
     if told.content.strip():
@@ -247,8 +246,13 @@ def _rewritten(
         return (start if began else place, end) if fits else None
     rest = closed[len(alone) :]
     if not whole.startswith(rest, place):  # a last turn may have more behind it; its end token is found by the tokens
-        rest = rest[: len(rest) - len(os.path.commonprefix([closed[::-1], before[::-1]]))]
+        rest = rest[: len(rest) - _alike(closed[::-1], before[::-1])]
     return (start, place + len(rest)) if began and rest and whole.startswith(rest, place) else None
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _marked(message: Message) -> Message:
