@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -239,6 +241,20 @@ def test_what_decides_tokens_is_in_the_key(tmp_path: Path, monkeypatch: pytest.M
     assert tokens._digest(tokens._facts(*made[0])) == keys[0]  # an earlier call's truncation is no difference
     monkeypatch.setattr(tokens, "_code", lambda: "other code")
     assert tokens._digest(tokens._facts(*made[0])) != keys[0]
+
+
+def test_a_template_that_asks_for_the_day_has_another_key_every_day(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dated = tiny.tokenizer("causal")
+    dated.chat_template = "{{ strftime_now('%d %B') }}" + tiny.CHAT_TEMPLATE
+    home = dataset.path / "tokens"
+    for day in (3, 4):
+        monkeypatch.setattr(tokens, "datetime", SimpleNamespace(date=SimpleNamespace(today=lambda day=day: day)))
+        stored(dataset, "train", TEXTS, CAUSAL)
+        stored(dataset, "train", dated, CAUSAL)
+        days = [json.loads((folder / "manifest.json").read_text())["key"]["day"] for folder in home.iterdir()]
+        assert sorted(days) == ["", str(day)]
 
 
 def _saved(folder: Path) -> Path:
