@@ -113,10 +113,10 @@ def _laid(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Bench:
 def judge(experiment: spec.Experiment, dataset: Dataset) -> None:
     """Ask the gate about all rows of an experiment before a run of it is made. Raises DataError if it refuses."""
     bench = lay(experiment, dataset, weights=_weights_tell(experiment))
-    gate.refuse((*bench.findings, *test_findings(bench)), experiment.data.accept)
+    gate.refuse((*bench.findings, *findings_of_test(bench)), experiment.data.accept)
 
 
-def test_findings(bench: Bench) -> list[Finding]:
+def findings_of_test(bench: Bench) -> list[Finding]:
     """What the gate says of the test rows, of each the last answer."""
     tokenizer, known = bench.base.tokenizer, gate_facts(bench.experiment.method, bench.base)
     test = tokens.stored(bench.dataset, "test", tokenizer, dataclasses.replace(bench.rules, train_on="last")).rows
@@ -190,7 +190,7 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
     warnings = (*planned.warnings, *said, *bench.remarks)
     found = _found(experiment, dataset, planned, told["longest_answer"])
     return dataclasses.replace(
-        planned, warnings=warnings, lengths=told, found=found, findings=(*bench.findings, *test_findings(bench))
+        planned, warnings=warnings, lengths=told, found=found, findings=(*bench.findings, *findings_of_test(bench))
     )
 
 

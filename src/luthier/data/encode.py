@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from luthier.data.controls import Coded, Controls, controls_of, is_marked, spell, unmark
-from luthier.data.examples import Encoded, Example, Message, answer_text
+from luthier.data.examples import Encoded, Example, answer_text
 from luthier.data.layout import Piece, Rules, encoder_text, pieces, source
 from luthier.data.overlength import Long, Tokens, encoded, no_limit, shortened, under_policy
-from luthier.data.templates import Ask, Row, Span, answered
+from luthier.data.templates import Span, answered, next_turn
 from luthier.errors import DataError, ModelError, did_you_mean
 
 __all__ = ["EncodedSplit", "Rules", "all_dropped", "encode", "encode_prompt", "encode_split", "reference", "stream"]
@@ -195,17 +195,18 @@ def _coded(texts: Sequence[str], tokenizer: Any) -> Sequence[Any]:
 
 def _joined(parts: Sequence[tuple[Piece, Coded]], opening: list[int], rules: Rules, stop: Callable[[], int]) -> Tokens:
     """The tokens of a decoder's example. The very first token is never trained: nothing precedes it."""
-    ids, flags, start = list(opening), [np.full(len(opening), rules.train_on == "all")], None
+    ids, flags, start, spelled = list(opening), [np.full(len(opening), rules.train_on == "all")], None, -1
     for piece, (piece_ids, offsets) in parts:
         train, own = _flags(piece, piece_ids, offsets, rules.end_token_ids, stop)
         if piece.answer is not None:
             start = len(ids) + _first_beyond(offsets, piece.answer)
+        if piece.letters and spelled < 0:
+            spelled = len(ids) + _first_beyond(offsets, piece.letters[0][0])
         ids += own
         flags.append(train)
     train = np.concatenate(flags)
     if len(train):
         train[0] = False
-    spelled = any(piece.letters for piece, _ in parts)
     return Tokens(ids, train, len(ids) if start is None else start, spelled=spelled)
 
 
@@ -272,14 +273,8 @@ def _turn_end(
 
 def _stop_of_template(tokenizer: Any, rules: Rules) -> int:
     """The end token of a turn which its template leaves open: that with which the user's next turn would begin."""
-
-    def probe() -> Row[str]:
-        turns = [Message(role, "x") for role in ("user", "assistant", "user")]
-        told, whole = yield Ask(turns, None, ((2, False), (3, False)), "")
-        return whole[len(told) :] if whole.startswith(told) else ""
-
     try:
-        (behind,) = answered(tokenizer, [probe()])
+        (behind,) = answered(tokenizer, [next_turn()])
     except DataError:
         behind = ""
     ids = tokenizer(behind.lstrip(), add_special_tokens=False).input_ids
@@ -298,8 +293,9 @@ def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -
         asked = tokenizer(texts, verbose=False).input_ids
         told = tokenizer(text_target=[answer_text(example) for example in batch], verbose=False).input_ids
         for example, text, ids, target in zip(batch, texts, asked, told, strict=True):
-            if spelled := is_marked(text):
-                ids = _spelled(tokenizer, text, _around(tokenizer), controls, example.where)
+            spelled = -1
+            if is_marked(text):
+                ids, spelled = _spelled(tokenizer, text, _around(tokenizer), controls, example.where)
             ended = target if target and target[-1] in rules.end_token_ids else [*target, rules.end_token_ids[0]]
             train = np.arange(len(ids) + len(ended)) >= len(ids)
             yield Tokens(ids + ended, train, len(ids), spelled=spelled)
@@ -307,10 +303,11 @@ def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -
 
 def _spelled(
     tokenizer: Any, marked: str, around: tuple[list[int], list[int]], controls: Controls, where: str
-) -> list[int]:
-    """A marked text as ids, with what stands around a text by itself."""
+) -> tuple[list[int], int]:
+    """A marked text as ids, with what stands around a text by itself, and the first token that was marked."""
     text, letters, _ = unmark(marked, where)
-    return [*around[0], *spell(tokenizer, text, letters, controls, where)[0], *around[1]]
+    ids, offsets = spell(tokenizer, text, letters, controls, where)
+    return [*around[0], *ids, *around[1]], len(around[0]) + _first_beyond(offsets, letters[0][0])
 
 
 def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[Tokens]:
@@ -325,8 +322,9 @@ def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -
         coded = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
         for example, text, ids in zip(batch, texts, coded, strict=True):
             whole = opening + ids + closing
-            if spelled := is_marked(text):
-                whole = _spelled(tokenizer, text, (opening, closing), controls, example.where)
+            spelled = -1
+            if is_marked(text):
+                whole, spelled = _spelled(tokenizer, text, (opening, closing), controls, example.where)
             label = _class(example, index)
             yield Tokens(whole, np.zeros(len(whole), bool), len(whole), label, spelled)
 

@@ -66,8 +66,8 @@ class Encoded:
 
     `ids_L` int32 and `train_L` bool have the same length, always. For seq2seq the source comes first and the target
     is the trained tail. For an encoder nothing is trained token by token: `label` is the class index (else -1).
-    `cut` says that the length policy removed tokens; `spelled`, that a special token's text stands in the words of its
-    user, tool or system, and was read as plain text.
+    `cut` says that the length policy removed tokens. `spelled`: the first token of a special token's text that stands
+    in the words of its user, tool or system and was read as plain text; -1: there is none.
     """
 
     example_id: str
@@ -75,7 +75,7 @@ class Encoded:
     train_L: np.ndarray
     label: int = -1
     cut: bool = False
-    spelled: bool = False
+    spelled: int = -1
 
     @property
     def prompt_length(self) -> int:

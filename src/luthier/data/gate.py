@@ -24,7 +24,7 @@ from luthier.runs import Finding, Severity
 SHOWN = 5
 """How many rows a finding names."""
 _BLOCK = 4096  # rows judged together
-_BEFORE, _BEHIND = 12, 4  # tokens shown around the place of a finding
+_BEFORE, _BEHIND = 12, 8  # tokens shown around the place of a finding
 _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
@@ -168,7 +168,7 @@ def _unknown(block: _Block, facts: GateFacts) -> np.ndarray:
 
 
 def _spelled(block: _Block, facts: GateFacts) -> np.ndarray:
-    return np.array([0 if row.spelled else -1 for row in block.rows])
+    return np.array([row.spelled for row in block.rows])
 
 
 def _pad_ends(block: _Block, facts: GateFacts) -> np.ndarray:

@@ -23,7 +23,7 @@ class Tokens:
     train: np.ndarray
     start: int
     label: int = -1
-    spelled: bool = False
+    spelled: int = -1
 
 
 def under_policy(example: Example, tokens: Tokens, kept: Tokens, rules: Rules) -> tuple[Encoded | None, str]:
@@ -38,7 +38,8 @@ def under_policy(example: Example, tokens: Tokens, kept: Tokens, rules: Rules) -
 
 def encoded(example: Example, kept: Tokens, cut: bool = False) -> Encoded:
     """What is left of a row."""
-    return Encoded(example.id, np.asarray(kept.ids, np.int32), kept.train, kept.label, cut, kept.spelled)
+    spelled = kept.spelled if kept.spelled < len(kept.ids) else -1
+    return Encoded(example.id, np.asarray(kept.ids, np.int32), kept.train, kept.label, cut, spelled)
 
 
 def shortened(tokens: Tokens, rules: Rules, closing: list[int]) -> Tokens:

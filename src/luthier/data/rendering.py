@@ -83,15 +83,17 @@ class _Child:
     def render(self, chats: Sequence[Chat]) -> list[list[str] | Refusal]:
         found: list[list[str] | Refusal] = []
         waiting: list[str] = []
+        size = 0
         for i, chat in enumerate(chats):
             waiting.append(json.dumps([chat.messages, chat.tools, chat.views], default=str))
-            if i == len(chats) - 1 or sum(map(len, waiting)) > _MESSAGE_CHARS:
+            size += len(waiting[-1])
+            if i == len(chats) - 1 or size > _MESSAGE_CHARS:
                 self._say(f'{{"chats": [{", ".join(waiting)}]}}')
                 for _ in waiting:
                     found.append(self._answer())
                     if self.ended:
                         return found
-                waiting = []
+                waiting, size = [], 0
         return found
 
     def _say(self, line: str) -> None:

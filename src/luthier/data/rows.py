@@ -14,8 +14,9 @@ import numpy as np
 
 from luthier.data.examples import Encoded
 
-FLAGS = tuple(field.name for field in fields(Encoded) if field.type == "bool")
-"""What is true or not of a row: a column each."""
+_KINDS = {"bool": np.dtype(bool), "int": np.dtype(np.int32)}
+FACTS = {field.name: _KINDS[str(field.type)] for field in fields(Encoded)[3:]}
+"""What a row tells beside its id and tokens, in order (`label`, `cut`, …): a column each, of this kind."""
 TOGETHER = 8192
 """Rows read, or written, at a time where all are."""
 
@@ -49,7 +50,7 @@ class TokenRows(Sequence[Encoded]):
         self._arrays, self._chosen = arrays, chosen
         self._ids, self._train = arrays.column["ids"], arrays.column["train"]
         self._offsets, self._examples = arrays.column["offsets"], arrays.column["example"]
-        self._labels, self._flags = arrays.column["label"], tuple(arrays.column[name] for name in FLAGS)
+        self._facts = tuple(arrays.column[name] for name in FACTS)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -67,8 +68,7 @@ class TokenRows(Sequence[Encoded]):
             self._examples[i].decode("ascii"),
             self._ids[begin:end],
             self._train[begin:end],
-            int(self._labels[i]),
-            *[bool(flag[i]) for flag in self._flags],
+            *[fact[i].item() for fact in self._facts],
         )
 
     def __iter__(self) -> Iterator[Encoded]:
@@ -83,9 +83,9 @@ class TokenRows(Sequence[Encoded]):
         offsets = self._offsets[some.start : some.stop + 1]
         edges = (offsets - offsets[0]).tolist()
         ids, train = (array[offsets[0] : offsets[-1]].copy() for array in (self._ids, self._train))
-        names, labels, *flags = (array[span].tolist() for array in (self._examples, self._labels, *self._flags))
-        for name, begin, end, label, *flag in zip(names, edges[:-1], edges[1:], labels, *flags, strict=True):
-            yield Encoded(name.decode("ascii"), ids[begin:end], train[begin:end], label, *flag)
+        names, *facts = (array[span].tolist() for array in (self._examples, *self._facts))
+        for name, begin, end, *told in zip(names, edges[:-1], edges[1:], *facts, strict=True):
+            yield Encoded(name.decode("ascii"), ids[begin:end], train[begin:end], *told)
 
     def flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of all rows of the folder, (T,), and where each of these rows begins and ends in them, (N,)."""
@@ -120,7 +120,7 @@ class TokenRows(Sequence[Encoded]):
     @property
     def labels_N(self) -> np.ndarray:
         """Class index of every row, (N,) int32; -1 where there is none."""
-        return self._labels[self._span]
+        return self._arrays.column["label"][self._span]
 
     @property
     def _span(self) -> slice:

@@ -12,6 +12,7 @@ in order, a list of texts or `{"error"}`. A limit ends the process: `EXITS` tell
 from __future__ import annotations
 
 import contextlib
+import html  # noqa: F401
 import json
 import os
 import pprint  # noqa: F401

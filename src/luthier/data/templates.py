@@ -164,6 +164,13 @@ def chat_text(messages: Sequence[Message], tools: Any, where: str) -> Row[str]:
     return text
 
 
+def next_turn() -> Row[str]:
+    """What a template writes behind an answer when the user speaks again; "" where it then rewrites the answer."""
+    turns = [Message(role, "x") for role in ("user", "assistant", "user")]
+    told, whole = yield Ask(turns, None, ((2, False), (3, False)), "")
+    return whole[len(told) :] if whole.startswith(told) else ""
+
+
 def chat_spans(
     messages: Sequence[Message], tools: Any, wanted: Collection[int], where: str
 ) -> Row[tuple[str, dict[int, Span]]]:

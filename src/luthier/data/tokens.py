@@ -11,7 +11,7 @@ The form of a folder `data/<fingerprint>/tokens/<key>/`, of N rows with T tokens
     prompt.npy     (N,) int32        prompt_length: the tokens before the first trained one
     trained.npy    (N,) int32        how many tokens are trained
     label.npy      (N,) int32        class index, -1 where there is none
-    cut.npy        (N,) bool         whether the length policy removed tokens; so for every flag of `Encoded`
+    cut.npy        (N,) bool         whether the length policy removed tokens; and so every field of `Encoded`
     example.npy    (N,) S16          the example's id
     file.npy       (N,) int32        where the row stood: a number in the manifest's `places` …
     line.npy       (N,) int32        … and the line
@@ -54,7 +54,7 @@ from luthier.data import encode
 from luthier.data.dataset import Dataset
 from luthier.data.encode import Outcome, Rules
 from luthier.data.examples import Encoded
-from luthier.data.rows import FLAGS, TOGETHER, Arrays, TokenRows
+from luthier.data.rows import FACTS, TOGETHER, Arrays, TokenRows
 from luthier.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -66,8 +66,7 @@ _COLUMNS = {
     "offsets": np.dtype(np.int64),
     "prompt": np.dtype(np.int32),
     "trained": np.dtype(np.int32),
-    "label": np.dtype(np.int32),
-    **dict.fromkeys(FLAGS, np.dtype(bool)),
+    **FACTS,
     "example": np.dtype("S16"),
     "file": np.dtype(np.int32),
     "line": np.dtype(np.int32),
@@ -347,8 +346,7 @@ def _arrays(kept: Sequence[tuple[Encoded, int, int]], before: int) -> dict[str, 
         "offsets": before + ends,
         "prompt": firsts,
         "trained": counted[ends] - counted[starts],
-        "label": [row.label for row in encoded],
-        **{name: [getattr(row, name) for row in encoded] for name in FLAGS},
+        **{name: [getattr(row, name) for row in encoded] for name in FACTS},
         "example": [_name(row) for row in encoded],
         "file": [file for _, file, _ in kept],
         "line": [line for _, _, line in kept],
