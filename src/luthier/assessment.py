@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from luthier import presets, runs, spec, workbench
@@ -98,7 +98,7 @@ def _drawn(examples: list[Example], limit: int | None, seed: int) -> list[Exampl
     return [each for each in examples if id(each) in chosen]
 
 
-def base_answerer(exam: Exam, tuned: Tuned, train: Sequence[Example]) -> tuple[Answerer, str]:
+def base_answerer(exam: Exam, tuned: Tuned, train: Iterable[Example]) -> tuple[Answerer, str]:
     """Who stands for the base, and its name: an encoder has no trained head; its most frequent class stands for it."""
     if tuned.base.family == "encoder":
         return ask.by_majority(example.label or "" for example in train), "most frequent class"
@@ -175,7 +175,7 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
     sides, against = {"tuned": ask.by_model(tuned, 0, rules, asked.how)}, "base"
     if experiment.evaluation.compare_base:
         bare = tuned if not tuned.full else workbench.base_of(run)
-        sides["base"], against = base_answerer(asked, bare, own.examples("train"))
+        sides["base"], against = base_answerer(asked, bare, own.stream("train"))
     folder = run.path / "evaluations" / dataset.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     rows = answers(asked, sides, folder / "predictions.jsonl", run.fingerprint, heard)
@@ -184,8 +184,8 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
 
 def _learned_from(exam: Exam, own: Dataset) -> tuple[str, ...]:
     """A note on the asked rows that the run was trained on, if there are any."""
-    trained = {example.id for example in own.examples("train")}
-    count = sum(question.example.id in trained for question in exam.questions)
+    asked = {question.example.id for question in exam.questions}
+    count = len({example.id for example in own.stream("train") if example.id in asked})
     if not count:
         return ()
     return (f"{count:,} of these {len(exam.questions):,} rows were trained on: on them a score is memory, not skill",)

@@ -6,6 +6,7 @@ Lives here: writing beside the place, syncing, renaming. Does not live here: wha
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -90,6 +91,24 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Wait until no other process holds `folder`, and hold it; False where its file system knows no locks.
+
+    The lock is the kernel's: it cannot outlive the process that holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)
 
 
 def sync(path: Path) -> None:

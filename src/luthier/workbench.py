@@ -22,11 +22,13 @@ import numpy as np
 import torch
 
 from luthier import hardware, presets, redaction, spec
-from luthier.data import encode, formats, gate
-from luthier.data.encode import EncodedSplit, Rules
+from luthier.data import encode, formats, gate, rows, tokens
+from luthier.data.encode import Rules
 from luthier.data.examples import Encoded, Example
 from luthier.data.lengths import LengthAdvice, suggested_length
 from luthier.data.prepare import Dataset, load_dataset
+from luthier.data.rows import TokenRows
+from luthier.data.tokens import StoredSplit
 from luthier.errors import DataError, ModelError, NotFound, TrainingError
 from luthier.evaluation import generate as speech
 from luthier.models import adapters, base, facts, methods
@@ -48,8 +50,8 @@ class Bench:
     dataset: Dataset
     base: Base
     rules: Rules
-    train: tuple[Encoded, ...]
-    validation: tuple[Encoded, ...]
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
     findings: tuple[Finding, ...]
     remarks: tuple[str, ...]
     cut: int
@@ -100,38 +102,35 @@ def lay(experiment: spec.Experiment, dataset: Dataset, weights: bool = True) -> 
 
 def _laid(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Bench:
     rules = rules_of(experiment, dataset, loaded)
-    examples = {split: dataset.examples(split) for split in ("train", "validation")}
-    train = encode.encode_split(examples["train"], loaded.tokenizer, rules)
-    validation = encode.encode_split(examples["validation"], loaded.tokenizer, rules)
-    known = gate_facts(experiment.method, loaded)
-    longest = max((len(row.ids_L) for row in train.rows), default=0)
+    train, validation = (tokens.stored(dataset, split, loaded.tokenizer, rules) for split in ("train", "validation"))
+    known, tokenizer = gate_facts(experiment.method, loaded), loaded.tokenizer
+    longest = int(rows.lengths(train.rows).max(initial=0))
     findings = [
-        *gate.inspect(train.rows, examples["train"], known, "train", loaded.tokenizer),
-        *gate.inspect(validation.rows, examples["validation"], known, "validation", loaded.tokenizer, longest),
+        *gate.inspect(train.rows, train.rows.places(), known, "train", tokenizer),
+        *gate.inspect(validation.rows, validation.rows.places(), known, "validation", tokenizer, longest),
     ]
     remarks = (*loaded.notes, *_counted("train", train), *_counted("validation", validation))
     return Bench(
-        experiment, dataset, loaded, rules, train.rows, validation.rows, tuple(findings), remarks, len(train.cut)
+        experiment, dataset, loaded, rules, train.rows, validation.rows, tuple(findings), remarks, train.cut.count
     )
 
 
 def judge(experiment: spec.Experiment, dataset: Dataset) -> None:
     """Ask the gate about all rows of an experiment before a run of it is made. Raises DataError if it refuses."""
     bench = lay(experiment, dataset, weights=_weights_tell(experiment))
-    gate.refuse((*bench.findings, *test_findings(bench, test_rows(bench))), experiment.data.accept)
+    gate.refuse((*bench.findings, *test_findings(bench, test_split(bench).rows)), experiment.data.accept)
 
 
-def test_rows(bench: Bench) -> tuple[Encoded, ...]:
-    """The test rows, of each the last answer."""
+def test_split(bench: Bench) -> StoredSplit:
+    """The test rows as tokens, of each the last answer, and what the length policy did."""
     rules = dataclasses.replace(bench.rules, train_on="last")
-    return encode.encode_split(bench.dataset.examples("test"), bench.base.tokenizer, rules).rows
+    return tokens.stored(bench.dataset, "test", bench.base.tokenizer, rules)
 
 
-def test_findings(bench: Bench, rows: Sequence[Encoded]) -> list[Finding]:
-    """What the gate says of the test `rows`."""
-    longest = max(len(row.ids_L) for row in bench.train)
-    known = gate_facts(bench.experiment.method, bench.base)
-    return gate.inspect(rows, bench.dataset.examples("test"), known, "test", bench.base.tokenizer, longest)
+def test_findings(bench: Bench, test: TokenRows) -> list[Finding]:
+    """What the gate says of the test rows."""
+    tokenizer, known = bench.base.tokenizer, gate_facts(bench.experiment.method, bench.base)
+    return gate.inspect(test, test.places(), known, "test", tokenizer, int(rows.lengths(bench.train).max()))
 
 
 def rules_of(experiment: spec.Experiment, dataset: Dataset, loaded: Base) -> Rules:
@@ -172,13 +171,13 @@ def gate_facts(method: spec.Method | None, loaded: Base) -> gate.GateFacts:
     )
 
 
-def _counted(split: str, encoded: EncodedSplit) -> list[str]:
-    """What the length policy did, with the rows it did it to."""
-    told = []
-    for verb, rows in (("dropped", encoded.dropped), ("cut", encoded.cut)):
-        if rows:
-            shown = "; ".join(rows[:3]) + ("; …" if len(rows) > 3 else "")
-            told.append(f"{len(rows):,} rows of {split} were {verb}: {shown}")
+def _counted(split: str, made: tokens.StoredSplit) -> list[str]:
+    """What the length policy did, with the first rows it did it to, and whether stored tokens had to be made anew."""
+    told = [made.remade] if made.remade else []
+    for verb, some in (("dropped", made.dropped), ("cut", made.cut)):
+        if some.count:
+            shown = "; ".join(some.shown[:3]) + ("; …" if some.count > 3 else "")
+            told.append(f"{some.count:,} rows of {split} were {verb}: {shown}")
     return told
 
 
@@ -190,11 +189,11 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
     rates = hardware.rates(machine, neighbours.threads())
     planned = planning.plan(experiment, bench.train, bench.cut, tuned, machine, rates)
     said: list[str] = []
-    lengths = [len(row.ids_L) for row in bench.train]
+    lengths = rows.lengths(bench.train)
     told = {
         "median": int(np.median(lengths)),
-        "longest": max(lengths),
-        "longest_answer": max(int(row.train_L.sum()) for row in bench.train),
+        "longest": int(lengths.max()),
+        "longest_answer": int(rows.trained(bench.train).max()),
     }
     if tuned.note:  # rows apart: nothing is shared
         planned, said = dataclasses.replace(planned, shared_tokens=0), [tuned.note]
@@ -203,18 +202,19 @@ def plan(resolved: presets.Resolved, dataset: Dataset) -> Plan:
         said.append(advice.sentence)
     warnings = (*planned.warnings, *said, *bench.remarks)
     found = _found(experiment, dataset, planned, told["longest_answer"])
-    test = test_rows(bench)
-    findings = (*bench.findings, *test_findings(bench, test))
-    planned = dataclasses.replace(planned, histogram=planning.histogram(lengths), splits=_fates(bench, test))
+    test = test_split(bench)
+    findings = (*bench.findings, *test_findings(bench, test.rows))
+    planned = dataclasses.replace(planned, histogram=planning.histogram(lengths.tolist()), splits=_fates(bench, test))
     return dataclasses.replace(planned, warnings=warnings, findings=findings, lengths=told, found=found)
 
 
-def _fates(bench: Bench, test: Sequence[Encoded]) -> dict[str, dict[str, int]]:
+def _fates(bench: Bench, test: StoredSplit) -> dict[str, dict[str, int]]:
     """How many rows of each split are used, dropped by the length policy, and cut by it."""
-    rows = {"train": bench.train, "validation": bench.validation, "test": test}
+    used = {"train": bench.train, "validation": bench.validation, "test": test.rows}
+    cut = {"train": bench.cut, "validation": sum(row.cut for row in bench.validation), "test": test.cut.count}
     return {
-        split: {"rows": len(used), "dropped": bench.dataset.counts[split] - len(used), "cut": sum(r.cut for r in used)}
-        for split, used in rows.items()
+        split: {"rows": len(found), "dropped": bench.dataset.counts[split] - len(found), "cut": cut[split]}
+        for split, found in used.items()
     }
 
 

@@ -179,11 +179,11 @@ def carry(run: Run, stop: Stop) -> Finished:
 def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
     """The base with its slot, the rows, what will be asked; with a word on what the rows promise."""
     from luthier import assessment, workbench
-    from luthier.data import gate
+    from luthier.data import gate, rows
     from luthier.models import methods
 
     bench = workbench.of_run(run, ranks.shard if ranks.sharded else None)
-    experiment, longest = bench.experiment, max(int(row.train_L.sum()) for row in bench.train)
+    experiment, longest = bench.experiment, int(rows.trained(bench.train).max())
     exam = assessment.exam(experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest)
     findings = (*bench.findings, *assessment.findings_of(exam, experiment, bench.base))
     accepted = [finding for finding in findings if gate.is_accepted(finding, experiment.data.accept)]
@@ -207,7 +207,7 @@ def _ask_base(run: Run, bench: Bench, tuned: Tuned, exam: Exam, stop: Stop) -> t
 
     if not bench.experiment.evaluation.compare_base:
         return None
-    answerer, name = assessment.base_answerer(exam, tuned, bench.dataset.examples("train"))
+    answerer, name = assessment.base_answerer(exam, tuned, bench.dataset.stream("train"))
     path, heard = run.path / "base_predictions.jsonl", _heard(run, f"asking the {name}", len(exam.questions), stop)
     rows = assessment.answers(exam, {"base": answerer}, path, run.fingerprint, heard)
     return assessment.as_given(rows, "base"), name

@@ -55,7 +55,7 @@ PARQUET = {
 }  # fmt: skip
 
 CELLS = {
-    "an empty answer": refused("x.jsonl", second('{"input": "a", "output": ""}'), "2", "`output` is empty", "fill it or take the row out"),
+    "an empty answer": refused("x.jsonl", second('{"input": "a", "output": ""}'), "2", "`output` is empty", "fill it; `empty` in data.clean drops such rows"),
     "an answer of spaces": refused("x.jsonl", second('{"input": "a", "output": " \\n\\t\\u3000"}'), "2", "`output` is empty"),
     "an empty completion": refused("x.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": ""}\n', "2", "`completion` is empty"),
     "an answer that is null": refused("x.jsonl", second('{"input": "a", "output": null}'), "2", "this row has no `output`"),

@@ -36,6 +36,7 @@ def uninterrupted(ward: Ward, method: str) -> tuple[dict[str, Any], int]:
         if method == "qlora":
             pytest.importorskip("bitsandbytes")
         run, count = ward.run(method), ward.folder / f"{method}.count"
+        ward.forget_tokens()
         assert ward.carry(run, at_line(None, count)) == 0
         UNINTERRUPTED[ward, method] = bits(run), int(count.read_text())
     return UNINTERRUPTED[ward, method]
@@ -48,6 +49,7 @@ def test_killed_at_any_line_and_carried_again_it_is_the_same_run(ward: Ward, met
     draw = np.random.default_rng(sorted(METHODS).index(method))
     for line in sorted(draw.integers(1, lines, points).tolist()):
         run = ward.run(method)
+        ward.forget_tokens()
         assert ward.carry(run, at_line(line)) == -signal.SIGKILL, f"line {line} of {lines} was not reached"
         assert runs.load(run).state in ("interrupted", "queued")
         assert ward.carry(run) == 0

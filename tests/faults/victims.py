@@ -73,6 +73,11 @@ class Ward:
         fresh = self._fresh[key]
         return Path(shutil.copytree(fresh, fresh.with_name(f"{fresh.name}-{self._copies}")))
 
+    def forget_tokens(self) -> None:
+        """The next run makes its rows' tokens itself, whatever an earlier one has stored."""
+        for tokens in self.folder.glob("home/data/*/tokens"):
+            shutil.rmtree(tokens)
+
     def carry(self, run: Path, *traps: Trap) -> int:
         """A worker carries the run until it ends; gives its exit code, or minus the signal that ended it."""
         return wait(self.begin(run, *traps))

@@ -16,7 +16,7 @@ from luthier.data.examples import Encoded
 from luthier.models import base as bases
 from luthier.models.methods import Tuned, attach
 from luthier.runs import Evaluated, Event, Finished, Noted, Saved, Started, Stepped
-from luthier.train import checkpoint
+from luthier.train import checkpoint, loop
 from luthier.train.loop import Job, step_share, train, validation_loss
 from luthier.train.optimizer import learning_rate_at
 from tests.equivalence.workbench import LABELS, LORA, Tiny, load, rows, share
@@ -94,6 +94,16 @@ def test_patience_stops_and_the_best_weights_are_kept(tiny: Tiny, tmp_path: Path
     assert validation_loss(tuned, tuned.slots[0], examples[:3]) == pytest.approx(best.scores["loss"], abs=1e-5)
     kept = sorted(path.name for path in tmp_path.glob("step-*"))
     assert {f"step-{best.step:08d}", f"step-{evaluated[-1].step:08d}"} <= set(kept) and len(kept) <= 3
+
+
+def test_many_validation_rows_are_asked_some_at_a_time(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned, examples = attach(load(tiny, "tiny_llama"), [LORA], [0]), rows("causal")
+    whole, laid = validation_loss(tuned, tuned.slots[0], examples), []
+    lay_out = type(tuned).lay_out
+    monkeypatch.setattr(loop, "TOGETHER", 2)
+    monkeypatch.setattr(loop, "lay_out", lambda *given: laid.append(len(given[1][0].examples)) or lay_out(*given))
+    assert validation_loss(tuned, tuned.slots[0], examples) == pytest.approx(whole, rel=1e-6)
+    assert max(laid) == 2 and sum(laid) == len(examples)
 
 
 @pytest.mark.parametrize("kind", ["tiny_llama", "tiny_bert", "tiny_bart"])

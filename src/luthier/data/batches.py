@@ -27,6 +27,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from luthier.data.examples import Encoded
+from luthier.data.ordering import by_content, sort_key
+from luthier.data.rows import TokenRows
 
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, hence invertible modulo 2^64
 
@@ -52,7 +54,7 @@ class Share:
     def numbered(self) -> list[tuple[int, Encoded]]:
         """The examples with their places in the step; those that share prefixes in the order of their content."""
         pairs = [(self.place(i), row) for i, row in enumerate(self.examples)]
-        return sorted(pairs, key=lambda pair: _sort_key(pair[1].ids_L)) if self.share_prefixes else pairs
+        return sorted(pairs, key=lambda pair: sort_key(pair[1].ids_L)) if self.share_prefixes else pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +135,18 @@ def grouped_order(rows: Sequence[Encoded], step_size: int, seed: int, epoch: int
 
     The cut starts at a seeded place, so that a step's company changes from epoch to epoch; a short step comes last.
     """
-    by_content = np.array(sorted(range(len(rows)), key=lambda i: _sort_key(rows[i].ids_L)))
     draw = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    by_content = np.roll(by_content, int(draw.integers(len(rows))))
+    rolled = np.roll(by_content(rows), int(draw.integers(len(rows))))
     whole = len(rows) // step_size
-    steps = by_content[: whole * step_size].reshape(whole, step_size)[draw.permutation(whole)]
-    return np.concatenate([steps.ravel(), by_content[whole * step_size :]])
+    steps = rolled[: whole * step_size].reshape(whole, step_size)[draw.permutation(whole)]
+    return np.concatenate([steps.ravel(), rolled[whole * step_size :]])
 
 
 def trained_entries(rows: Sequence[Encoded], virtual_tokens: int = 0) -> int:
     """How many supervised entries the rows have: a first token without anything before it cannot be predicted."""
+    if isinstance(rows, TokenRows):
+        first = (rows.prompts_N == 0) & (rows.trained_N > 0) & (virtual_tokens == 0)
+        return int(np.where(rows.labels_N >= 0, 1, rows.trained_N - first).sum())
     return sum(1 if row.label >= 0 else len(_trained_positions(row, virtual_tokens)) for row in rows)
 
 
@@ -200,7 +204,7 @@ def stored_tokens(rows: Sequence[Encoded], share_prefixes: bool = True) -> int:
     """Tokens computed when the rows lie in one micro-batch: all of them less what is shared."""
     if not share_prefixes:
         return sum(len(row.ids_L) for row in rows)
-    ordered = sorted((row.ids_L for row in rows), key=_sort_key)
+    ordered = sorted((row.ids_L for row in rows), key=sort_key)
     shared = sum(_common_prefix(a, b) for a, b in itertools.pairwise(ordered))
     return sum(len(ids) for ids in ordered) - shared
 
@@ -390,11 +394,6 @@ def _slot_ranges(slots: list[int]) -> tuple[tuple[int, int, int], ...]:
 
 def _with_virtual(ids_L: np.ndarray, virtual_tokens: int) -> np.ndarray:
     return np.concatenate([-1 - np.arange(virtual_tokens, dtype=np.int32), ids_L]) if virtual_tokens else ids_L
-
-
-def _sort_key(ids_L: np.ndarray) -> bytes:
-    """Bytes whose order is the order of the id sequences."""
-    return ids_L.astype(">i4").tobytes()
 
 
 def _common_prefix(a_L: np.ndarray, b_L: np.ndarray) -> int:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,11 @@ import numpy as np
 from luthier.data.controls import Coded, Controls, controls_of, is_marked, spell, unmark
 from luthier.data.examples import Encoded, Example, answer_text
 from luthier.data.layout import Piece, Rules, encoder_text, pieces, source
+from luthier.data.overlength import Long, Tokens, encoded, no_limit, shortened, under_policy
 from luthier.data.templates import Span, answered, next_turn
 from luthier.errors import DataError, ModelError, did_you_mean
 
-__all__ = ["EncodedSplit", "Rules", "encode", "encode_prompt", "encode_split", "reference"]
+__all__ = ["EncodedSplit", "Rules", "all_dropped", "encode", "encode_prompt", "encode_split", "reference", "stream"]
 
 _BATCH = 512  # texts tokenised per call: keeps the offsets of one call small
 
@@ -37,32 +39,53 @@ class EncodedSplit:
     cut: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Tokens:
-    """An example's tokens before the length policy. `start`: where generation begins. `spelled`: see `Encoded`."""
-
-    ids: list[int]
-    train: np.ndarray
-    start: int
-    label: int = -1
-    spelled: int = -1
-
-
 def encode(example: Example, tokenizer: Any, rules: Rules) -> Encoded | None:
     """One example as tokens; None when the length policy drops it. Raises DataError with its file:line."""
-    split = _under_policy([example], tokenizer, rules)
-    return split.rows[0] if split.rows else None
+    ((_, row, _),) = stream([example], tokenizer, rules)
+    return row
 
 
 def encode_split(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> EncodedSplit:
     """Every example as tokens, in order. Raises DataError when the length policy refuses or leaves nothing."""
-    split = _under_policy(examples, tokenizer, rules)
-    if examples and not split.rows:
-        raise DataError(
-            f"all {len(examples):,} rows were dropped, the first because: {split.dropped[0]}",
-            hint="raise training.max_seq_length, or shorten the prompts",
-        )
-    return split
+    rows: list[Encoded] = []
+    dropped: list[str] = []
+    cut: list[str] = []
+    for _, row, said in stream(examples, tokenizer, rules):
+        if row is not None:
+            rows.append(row)
+        if said:
+            (dropped if row is None else cut).append(said)
+    if examples and not rows:
+        raise all_dropped(len(examples), dropped[0])
+    return EncodedSplit(tuple(rows), tuple(dropped), tuple(cut))
+
+
+Outcome = tuple[Example, Encoded | None, str]
+"""An example, its tokens or None where the length policy left none, what that did (`file:line: what`, or "")."""
+
+
+def stream(examples: Iterable[Example], tokenizer: Any, rules: Rules) -> Iterator[Outcome]:
+    """Every example as tokens, in order and in flat memory. Raises DataError at the end when the policy refuses."""
+    closing, rest = _closing(tokenizer, rules), iter(examples)
+    long, seen = Long(rules), 0
+    while batch := list(itertools.islice(rest, _BATCH)):
+        seen += len(batch)
+        for example, tokens in zip(batch, _tokens(batch, tokenizer, rules), strict=True):
+            kept = shortened(tokens, rules, closing)
+            if len(kept.ids) == len(tokens.ids):
+                yield example, encoded(example, kept), ""
+            elif rules.overlength == "error":
+                long.add(tokens, example.where)
+            else:
+                yield example, *under_policy(example, tokens, kept, rules)
+    if long.count:
+        raise long.error(seen)
+
+
+def all_dropped(rows: int, first: str) -> DataError:
+    """The refusal of a split of which the length policy leaves nothing."""
+    hint = "raise training.max_seq_length, or shorten the prompts"
+    return DataError(f"all {rows:,} rows were dropped, the first because: {first}", hint=hint)
 
 
 def encode_prompt(example: Example, tokenizer: Any, rules: Rules) -> np.ndarray:
@@ -77,11 +100,13 @@ def encode_prompt(example: Example, tokenizer: Any, rules: Rules) -> np.ndarray:
         return np.asarray(tokens.ids[: tokens.start], np.int32)
     asked = dataclasses.replace(tokens, ids=tokens.ids[: tokens.start], train=tokens.train[: tokens.start])
     # a source that is short enough by itself is not cut for its answer's sake
-    alone = rules if rules.family == "encoder" else _no_limit(rules)
+    alone = rules if rules.family == "encoder" else no_limit(rules)
     if rules.overlength == "cut":
-        asked = _shortened(asked, alone, _closing(tokenizer, rules))
+        asked = shortened(asked, alone, _closing(tokenizer, rules))
     elif rules.sides is not None and len(asked.ids) > rules.sides[0]:
-        raise _too_long([(asked, example.where)], 1, alone)
+        long = Long(alone)
+        long.add(asked, example.where)
+        raise long.error(1)
     return np.asarray(asked.ids, np.int32)
 
 
@@ -90,101 +115,10 @@ def reference(example: Example) -> str:
     return answer_text(example) if example.label is None else example.label
 
 
-# -- length policy -----------------------------------------------------------------------------------------------------
-
-
-def _under_policy(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> EncodedSplit:
-    closing = _closing(tokenizer, rules)
-    rows, dropped, cut, long = [], [], [], []
-    for example, tokens in zip(examples, _tokens(examples, tokenizer, rules), strict=True):
-        kept = _shortened(tokens, rules, closing)
-        was_cut = len(kept.ids) < len(tokens.ids)
-        if was_cut:
-            name = f"{example.where}: {_size(tokens, rules)} tokens"
-            if rules.overlength == "error":
-                long.append((tokens, example.where))
-                continue
-            if rules.overlength == "drop":
-                dropped.append(f"{name}, {_room(rules)} are allowed")
-                continue
-            if rules.family != "encoder" and not kept.train.any():
-                dropped.append(f"{name}, of which the first {_room(rules)} hold nothing to train")
-                continue
-            cut.append(f"{name}, the first {_room(rules)} are used")
-        ids_L = np.asarray(kept.ids, np.int32)
-        spelled = kept.spelled if kept.spelled < len(ids_L) else -1
-        rows.append(Encoded(example.id, ids_L, kept.train, kept.label, was_cut, spelled))
-    if long:
-        raise _too_long(long, len(examples), rules)
-    return EncodedSplit(tuple(rows), tuple(dropped), tuple(cut))
-
-
-def _shortened(tokens: _Tokens, rules: Rules, closing: list[int]) -> _Tokens:
-    """What `cut` leaves: the first tokens of source and target as the positions allow, of both as the limit does.
-
-    The closing token ([SEP], </s>) of an encoder's text or of a source is kept, as its tokenizer truncates.
-    """
-    if rules.sides is not None:
-        source, target = rules.sides
-        ids = _first(tokens.ids[: tokens.start], source, closing)
-        train = np.concatenate([tokens.train[: len(ids)], tokens.train[tokens.start :][:target]])
-        answer = tokens.ids[tokens.start :][:target]
-        tokens = dataclasses.replace(tokens, ids=ids + answer, train=train, start=len(ids))
-    if rules.max_seq_length is None:
-        return tokens
-    ids = _first(tokens.ids, rules.max_seq_length, closing if rules.family == "encoder" else [])
-    return dataclasses.replace(tokens, ids=ids, train=tokens.train[: len(ids)])
-
-
-def _first(ids: list[int], limit: int, closing: list[int]) -> list[int]:
-    return ids if len(ids) <= limit else ids[: max(limit - len(closing), 0)] + closing
-
-
-def _closing(tokenizer: Any, rules: Rules) -> list[int]:
-    """What stands at the end of an encoder's text or of a source, however short it is cut."""
-    if rules.family == "encoder":
-        return _enclosure(tokenizer)[1]
-    return _around(tokenizer)[1] if rules.sides is not None else []
-
-
-def _size(tokens: _Tokens, rules: Rules) -> str:
-    """A row's length for a person: of a seq2seq model with positions, source + target."""
-    if rules.sides is None:
-        return f"{len(tokens.ids):,}"
-    return f"{tokens.start:,} + {len(tokens.ids) - tokens.start:,}"
-
-
-def _room(rules: Rules) -> str:
-    if rules.sides is None:
-        return f"{rules.max_seq_length:,}"
-    in_all = rules.max_seq_length is not None and rules.max_seq_length < sum(rules.sides)
-    return " + ".join(f"{side:,}" for side in rules.sides) + (f" ({rules.max_seq_length:,} in all)" if in_all else "")
-
-
-def _too_long(long: list[tuple[_Tokens, str]], rows: int, rules: Rules) -> DataError:
-    """The refusal of rows that are too long; names the first of them."""
-    longest = max((tokens for tokens, _ in long), key=lambda tokens: len(tokens.ids))
-    shown = ", ".join(where for _, where in long[:5])
-    of = "" if rules.sides is None else " (source + target)"
-    hint = f"training.max_seq_length: {len(longest.ids)} if the model allows it; or data.overlength: drop, or cut"
-    if rules.sides is not None and any(len(_shortened(t, _no_limit(rules), []).ids) < len(t.ids) for t, _ in long):
-        hint = f"the model has {rules.positions:,} positions for each: data.overlength: drop, or cut"
-    return DataError(
-        f"{len(long):,} of {rows:,} rows are longer than {_room(rules)} tokens{of}, the longest "
-        f"{_size(longest, rules)}",
-        shown + (", …" if len(long) > 5 else ""),
-        hint,
-    )
-
-
-def _no_limit(rules: Rules) -> Rules:
-    return dataclasses.replace(rules, max_seq_length=None)
-
-
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def _tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+def _tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[Tokens]:
     if not tokenizer.is_fast:
         raise ModelError("this tokenizer gives no character offsets", hint="it needs a tokenizer.json (fast tokenizer)")
     if rules.family == "encoder":
@@ -194,6 +128,13 @@ def _tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterat
     if rules.family == "seq2seq":
         return _seq2seq_tokens(examples, tokenizer, rules)
     return _causal_tokens(examples, tokenizer, rules)
+
+
+def _closing(tokenizer: Any, rules: Rules) -> list[int]:
+    """What stands at the end of an encoder's text or of a source, however short it is cut."""
+    if rules.family == "encoder":
+        return _enclosure(tokenizer)[1]
+    return _around(tokenizer)[1] if rules.sides is not None else []
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -222,7 +163,7 @@ def _opening(tokenizer: Any) -> list[int]:
     return before or ([tokenizer.bos_token_id] if asked else [])
 
 
-def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[Tokens]:
     opening, controls = _opening(tokenizer), controls_of(tokenizer, rules.end_token_ids)
     stop = functools.cache(lambda: _stop_of_template(tokenizer, rules))
     for start in range(0, len(examples), _BATCH):
@@ -252,7 +193,7 @@ def _coded(texts: Sequence[str], tokenizer: Any) -> Sequence[Any]:
     return tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
 
 
-def _joined(parts: Sequence[tuple[Piece, Coded]], opening: list[int], rules: Rules, stop: Callable[[], int]) -> _Tokens:
+def _joined(parts: Sequence[tuple[Piece, Coded]], opening: list[int], rules: Rules, stop: Callable[[], int]) -> Tokens:
     """The tokens of a decoder's example. The very first token is never trained: nothing precedes it."""
     ids, flags, start, spelled = list(opening), [np.full(len(opening), rules.train_on == "all")], None, -1
     for piece, (piece_ids, offsets) in parts:
@@ -266,14 +207,15 @@ def _joined(parts: Sequence[tuple[Piece, Coded]], opening: list[int], rules: Rul
     train = np.concatenate(flags)
     if len(train):
         train[0] = False
-    return _Tokens(ids, train, len(ids) if start is None else start, spelled=spelled)
+    return Tokens(ids, train, len(ids) if start is None else start, spelled=spelled)
 
 
 def _first_beyond(offsets: Sequence[Span], place: int) -> int:
     """Index of the first token that reaches beyond character `place`: where an answer begins that starts there."""
-    if place == 0:
-        return 0
-    return next((i for i, (_, end) in enumerate(offsets) if end > place), len(offsets))
+    for i, (_, end) in enumerate(offsets if place else ()):  # a plain loop: three times as fast as `next`
+        if end > place:
+            return i
+    return len(offsets) if place else 0
 
 
 def _first_behind(offsets: Sequence[Span], place: int, first: int) -> int:
@@ -342,7 +284,7 @@ def _stop_of_template(tokenizer: Any, rules: Rules) -> int:
 # -- the other families ------------------------------------------------------------------------------------------------
 
 
-def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[Tokens]:
     """Source as the tokenizer gives a lone text, target likewise and always ended by an end token."""
     controls = controls_of(tokenizer, rules.end_token_ids)
     for start in range(0, len(examples), _BATCH):
@@ -356,7 +298,7 @@ def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -
                 ids, spelled = _spelled(tokenizer, text, _around(tokenizer), controls, example.where)
             ended = target if target and target[-1] in rules.end_token_ids else [*target, rules.end_token_ids[0]]
             train = np.arange(len(ids) + len(ended)) >= len(ids)
-            yield _Tokens(ids + ended, train, len(ids), spelled=spelled)
+            yield Tokens(ids + ended, train, len(ids), spelled=spelled)
 
 
 def _spelled(
@@ -368,7 +310,7 @@ def _spelled(
     return [*around[0], *ids, *around[1]], len(around[0]) + _first_beyond(offsets, letters[0][0])
 
 
-def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[_Tokens]:
+def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> Iterator[Tokens]:
     """The text between the tokenizer's own special tokens, or between [CLS] and [SEP] when it adds none."""
     index = {label: i for i, label in enumerate(rules.labels)}
     if not index:
@@ -384,7 +326,7 @@ def _encoder_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -
             if is_marked(text):
                 whole, spelled = _spelled(tokenizer, text, (opening, closing), controls, example.where)
             label = _class(example, index)
-            yield _Tokens(whole, np.zeros(len(whole), bool), len(whole), label, spelled)
+            yield Tokens(whole, np.zeros(len(whole), bool), len(whole), label, spelled)
 
 
 def _class(example: Example, index: dict[str, int]) -> int:

@@ -51,9 +51,11 @@ class Cells:
         try:
             return self.text(name)
         except DataError as error:
-            if isinstance(self.values.get(name), list | dict):
+            value = self.values.get(name)
+            if isinstance(value, list | dict):
                 raise
-            raise EmptyAnswer(error.message, error.where, turns.DROP_EMPTY) from None
+            hint = turns.DROP_EMPTY if value is not None else f"{error.hint}; {turns.DROP_MISSING}"
+            raise EmptyAnswer(error.message, error.where, hint) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from luthier.data.examples import Encoded, Example
+from luthier.data.rows import Place
 from luthier.errors import DataError, did_you_mean
 from luthier.runs import Finding, Severity
 
@@ -285,7 +286,7 @@ class _Found:
 
 def inspect(
     rows: Iterable[Encoded],
-    examples: Iterable[Example],
+    examples: Iterable[Example | Place],
     facts: GateFacts,
     split: str = "train",
     tokenizer: Any = None,
@@ -338,7 +339,7 @@ def words(finding: Finding) -> str:
     return f"{finding.code}: {finding.message}: {', '.join(finding.rows)}{more}{look}"
 
 
-def _places(examples: Iterable[Example], wanted: set[str]) -> dict[str, str]:
+def _places(examples: Iterable[Example | Place], wanted: set[str]) -> dict[str, str]:
     """File and line of the examples of these ids; stops reading at the last of them."""
     places: dict[str, str] = {}
     if wanted:

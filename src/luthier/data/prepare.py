@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from luthier import disk
 from luthier.data import cleaning, formats, leaks, sources
 from luthier.data.cleaning import Cleaner
-from luthier.data.dataset import SPLITS, Dataset, Record, label_of, load_dataset, write
+from luthier.data.dataset import SPLITS, Dataset, Record, amend, label_of, load_dataset, write
 from luthier.data.examples import EmptyAnswer, answer_text
 from luthier.data.sorting import OUT, Sorting, clean, draw, settle
 from luthier.data.spool import KINDS, MAX_CLASS_LENGTH, NO_CLASS, Spool
@@ -76,15 +75,8 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
         files = room / "files"
         files.mkdir()
         facts = {"task": task, "format": format_name, "labels": labels}
-        return _surveyed(write(Path(home), files, splits, facts, told), data)
-
-
-def _surveyed(dataset: Dataset, data: Data) -> Dataset:
-    """The data set with the survey's remarks in its summary, written down."""
-    told = json.loads((dataset.path / "dataset.json").read_text(encoding="utf-8"))
-    told["summary"]["remarks"] = [dataclasses.asdict(remark) for remark in survey(dataset, data)]
-    disk.write_whole(dataset.path / "dataset.json", json.dumps(told, ensure_ascii=False, indent=1) + "\n")
-    return load_dataset(dataset.path)
+        dataset = write(Path(home), files, splits, facts, told)
+        return amend(dataset, remarks=[dataclasses.asdict(remark) for remark in survey(dataset, data)])
 
 
 @contextlib.contextmanager

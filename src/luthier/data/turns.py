@@ -15,7 +15,8 @@ from luthier.data.examples import EmptyAnswer, Message
 from luthier.errors import DataError, did_you_mean
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-DROP_EMPTY = "fill it, or add `empty` to data.clean, which drops such rows"
+DROP_MISSING = "`empty` in data.clean drops such rows"
+DROP_EMPTY = f"fill it; {DROP_MISSING}"
 _CALLING = "function_call"  # the turn's text is the call
 _SHAREGPT_ROLES = {
     "human": "user",

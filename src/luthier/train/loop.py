@@ -29,6 +29,7 @@ from luthier.data.batches import (
     trained_entries,
 )
 from luthier.data.examples import Encoded
+from luthier.data.rows import TOGETHER, lengths
 from luthier.errors import TrainingError
 from luthier.models.forward import Batch
 from luthier.models.lora import mix
@@ -140,10 +141,12 @@ def validation_loss(
     ranks: Ranks = ALONE,
 ) -> float:
     """Mean negative log-likelihood per trained token (per example for classes). Raises Asked when `stop` says yes."""
-    part = ranks.part([_share(slot, rows, share_prefixes=True)])
+    whole = _share(slot, rows, share_prefixes=True)
+    parts = (ranks.part([replace(whole, examples=rows[k : k + TOGETHER])]) for k in range(0, len(rows), TOGETHER))
+    batches = (batch for part in parts for batch in ranks.in_step(lay_out(tuned, part, budget)))
     total, asked = 0.0, False
     with torch.no_grad():
-        for batch in ranks.in_step(lay_out(tuned, part, budget)):
+        for batch in batches:
             if asked := stop():
                 break
             nll_S, _ = tuned.nll(batch)
@@ -228,7 +231,8 @@ def longest_batch(tuned: Tuned, work: Sequence[tuple[Slot, Training, Sequence[En
     """The largest micro-batch of a step that drew every slot's longest examples."""
     shares = []
     for slot, training, rows in work:
-        longest = sorted(rows, key=lambda row: -len(row.ids_L))[: training.batch_size * training.accumulate_steps]
+        most = training.batch_size * training.accumulate_steps
+        longest = [rows[i] for i in np.argsort(-lengths(rows), kind="stable")[:most]]
         shares.append(step_share(tuned, slot, training, longest))
     return max(lay_out(tuned, shares, budget), key=lambda batch: batch.stored)
 
@@ -244,8 +248,8 @@ def _rehearse(tuned: Tuned, lanes: Sequence[Lane], budget: int) -> None:
 
 
 def _longest(lane: Lane) -> int:
-    rows = (*lane.job.train, *lane.job.validation)
-    return max(len(row.ids_L) for row in rows) + lane.slot.virtual_tokens
+    splits = (lane.job.train, lane.job.validation)
+    return max(int(lengths(rows).max(initial=0)) for rows in splits) + lane.slot.virtual_tokens
 
 
 def _accumulate(tuned: Tuned, turn: list[Lane], stop: Callable[[], bool], ranks: Ranks, budget: int) -> None:

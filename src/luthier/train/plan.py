@@ -14,6 +14,7 @@ import numpy as np
 
 from luthier.data.batches import epoch_order, grouped_order, stored_tokens, trained_entries
 from luthier.data.examples import Encoded
+from luthier.data.rows import lengths
 from luthier.hardware import Machine, Rates
 from luthier.models.methods import Tuned
 from luthier.runs import Plan
@@ -26,6 +27,7 @@ from luthier.train.room import TOKEN_BUDGET, WIDE_BUDGET
 FEW_STEPS_AN_EPOCH = 20
 USABLE_SHARE = 0.8  # of a device's memory: the rest is the allocator's and other people's
 TYPICAL_STEPS = 3
+COUNTED_ROWS = 100_000  # of more rows a sample says how many tokens sharing saves
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def fitted(training: Training, rows: Sequence[Encoded], shapes: Tuned, machine: 
     example; then recomputed activations, which cost a forward pass more. `shapes`: the tuned base, numbers or none."""
     budget = WIDE_BUDGET if machine.device == "cuda" else TOKEN_BUDGET
     counted = cost.count(shapes, longest_batch(shapes, [(shapes.slots[0], training, rows)], budget))
-    longest = max(len(row.ids_L) for row in rows) + shapes.slots[0].virtual_tokens
+    longest = int(lengths(rows).max()) + shapes.slots[0].virtual_tokens
     usable, recompute = USABLE_SHARE * machine.memory_bytes, bool(training.gradient_checkpointing)
 
     def needed() -> int:
@@ -66,12 +68,13 @@ def plan(
     batches = batches_per_epoch(len(rows), training.batch_size)
     epoch_steps = steps_per_epoch(batches, training.accumulate_steps)
     steps = training.max_steps or epoch_steps * training.num_epochs
-    tokens = sum(len(row.ids_L) for row in rows)
+    tokens = int(lengths(rows).sum())
     sharing = shapes.base.family == "causal" and training.share_prefixes and shapes.shares_prefixes
-    orders = _orders(rows, size, experiment.seed)
+    orders = _orders(rows, training, experiment.seed)
     saved = {name: tokens - _stored(rows, order, size) if sharing else 0 for name, order in orders.items()}
     fit = fitted(training, rows, shapes, machine)
-    counts = _typical(shapes, training, [rows[i] for i in orders[training.batching]], fit.budget)
+    first = [rows[i] for i in orders[training.batching][: TYPICAL_STEPS * size]]
+    counts = _typical(shapes, training, first, fit.budget)
     stored = (tokens - saved[training.batching]) * steps / epoch_steps
     seconds = cost.seconds(counts, stored, rates, bool(fit.training.gradient_checkpointing))
     return Plan(
@@ -100,14 +103,26 @@ def _typical(shapes: Tuned, training: Training, drawn: Sequence[Encoded], budget
     return [cost.count(shapes, batch) for share in shares for batch in lay_out(shapes, [share], budget)]
 
 
-def _orders(rows: Sequence[Encoded], size: int, seed: int) -> dict[str, np.ndarray]:
-    """The first epoch's order by either way of batching."""
-    return {"random": epoch_order(len(rows), seed, 0), "grouped": grouped_order(rows, size, seed, 0)}
+def _orders(rows: Sequence[Encoded], training: Training, seed: int) -> dict[str, np.ndarray]:
+    """The first epoch's order by either way of batching; of very many rows only by the one that is wished."""
+    orders = {"random": epoch_order(len(rows), seed, 0)}
+    if training.batching == "grouped" or len(rows) <= COUNTED_ROWS:
+        orders["grouped"] = grouped_order(rows, training.batch_size * training.accumulate_steps, seed, 0)
+    return orders
 
 
 def _stored(rows: Sequence[Encoded], order: np.ndarray, size: int) -> int:
-    """Tokens computed in an epoch of this order, prefixes shared within each step as the engine will."""
-    return sum(stored_tokens([rows[i] for i in order[k : k + size]]) for k in range(0, len(rows), size))
+    """Tokens computed in an epoch of this order, prefixes shared within each step as the engine will.
+
+    Of more rows than COUNTED_ROWS every n-th step is counted, and stands for those beside it.
+    """
+    starts = range(0, len(rows), size * -(-len(rows) // COUNTED_ROWS))
+    steps = [order[k : k + size] for k in starts]
+    found = sum(stored_tokens([rows[i] for i in step]) for step in steps)
+    if len(starts) * size >= len(rows):
+        return found
+    sizes = lengths(rows)
+    return round(found / sum(int(sizes[step].sum()) for step in steps) * int(sizes.sum()))
 
 
 def _dtypes(experiment: Experiment, shapes: Tuned) -> dict[str, str]:
