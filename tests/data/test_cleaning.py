@@ -85,7 +85,7 @@ def test_without_the_step_blank_answers_are_refused_and_placeholders_told(tmp_pa
     for row in ANSWERLESS[:2]:
         with pytest.raises(DataError, match="output") as caught:
             _whole([*_rows(), row], tmp_path)
-        assert caught.value.where == "rows:41" and "`empty` to data.clean" in (caught.value.hint or "")
+        assert caught.value.where == "rows:41" and "`empty` in data.clean" in (caught.value.hint or "")
     dataset = _whole([*_rows(), *ANSWERLESS[2:]], tmp_path)
     assert dataset.counts["train"] == 43
     assert dataset.summary["cleaning"]["empty"] | {"examples": 0} == {
