@@ -23,7 +23,7 @@ data:
   test: test.jsonl
   template: "{{schema}}\\nQuestion: {{input}}\\nSQL:"
 method: {{type: lora, rank: 16, alpha: 32}}
-training: {{batch_size: 16, max_steps: 800, learning_rate: 4.0e-3, schedule: linear}}
+training: {{batch_size: 16, max_steps: 740, learning_rate: 4.0e-3, schedule: linear}}
 evaluation: {{metrics: [exact_match, sql_execution]}}
 """
 
