@@ -120,6 +120,19 @@ def test_what_is_read_back_from_the_folder_answers_as_it_did(
     assert "".join(reply.tuned).strip() == question.answer
 
 
+def test_rows_evaluated_later_are_repaired_as_the_run_s_own_were_and_none_is_dropped(
+    tiny: Callable[..., Path], tmp_path: Path, begin: Callable[..., runs.Run]
+) -> None:
+    clean = ["duplicates", "whitespace", "empty"]
+    wishes = {"task": "generation", "evaluation": {"max_new_tokens": 4}}
+    run = carry(begin(tiny("tiny_llama"), {"train": str(rows.pairs(tmp_path)), "clean": clean}, **wishes))
+    later = rows.write(tmp_path / "later.jsonl", [{"input": f" item  {i}? ", "output": "N/A"} for i in (1, 2)])
+    report = assessment.of_run(run, later)
+    [answers] = (run.path / "evaluations").glob("*/predictions.jsonl")
+    assert {row.sides["tuned"].prompt for row in predictions.read(answers)} == {"item 1?", "item 2?"}
+    assert next(iter(report.scores.values())).n == 2
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(
     tiny: Callable[..., Path], tmp_path: Path, begin: Callable[..., runs.Run]
 ) -> None:

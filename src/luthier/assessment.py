@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from luthier import presets, runs, spec, workbench
 from luthier.data import gate
@@ -24,6 +25,7 @@ from luthier.models import facts
 from luthier.models.base import Base
 from luthier.models.methods import Tuned
 from luthier.runs import Finding, Run
+from luthier.spec.parameters import RepairStep
 
 TOGETHER = 64  # rows asked between two looks at the clock and at whether to stop
 
@@ -217,8 +219,9 @@ def of_base(name: str, data: str | Path, home: Path, heard: Heard = lambda count
 
 
 def _rows(data: str | Path, like: spec.Data, own: Dataset | None, home: Path) -> Dataset:
-    """All rows of `data` as one data set, read as the run read its own."""
-    changes = {"train": str(data), "validation": 0.0, "test": 0.0, "clean": (), "limit": None, "group_by": None}
+    """All rows of `data` as one data set, read and repaired as the run's own were; none is dropped."""
+    repairs = tuple(step for step in like.clean if step in get_args(RepairStep) and step != "empty")
+    changes = {"train": str(data), "validation": 0.0, "test": 0.0, "clean": repairs, "limit": None, "group_by": None}
     # a mapping stays: the new rows write their classes as the run's own did
     known = own.labels if own is not None and not isinstance(like.labels, dict) else ()
     labels = {"labels": known} if known else {}
