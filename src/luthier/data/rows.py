@@ -6,6 +6,7 @@ Lives here: seeing rows in the arrays, figures of all rows at once. Does not liv
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import overload
@@ -19,6 +20,8 @@ FACTS = {field.name: _KINDS[str(field.type)] for field in fields(Encoded)[3:]}
 """What a row tells beside its id and tokens, in order (`label`, `cut`, …): a column each, of this kind."""
 TOGETHER = 8192
 """Rows read, or written, at a time where all are."""
+CANDIDATES = 64
+"""Long rows looked at for each that a step draws, where they may share what they begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +144,21 @@ def trained(rows: Sequence[Encoded]) -> np.ndarray:
     if isinstance(rows, TokenRows):
         return rows.trained_N
     return np.fromiter((np.count_nonzero(row.train_L) for row in rows), np.int64, len(rows))
+
+
+def heaviest(rows: Sequence[Encoded], most: int, shared: bool) -> list[Encoded]:
+    """At most `most` rows whose step could not easily store more tokens.
+
+    The longest ones. With `shared` prefixes, of long rows that begin alike first only the longest: the eight longest of
+    a file may ask eight questions of one document, which a step would store once, while others draw eight documents.
+    """
+    longest = np.argsort(-lengths(rows), kind="stable")[: most * CANDIDATES if shared else most]
+    if not shared:
+        return [rows[i] for i in longest]
+    alike: Counter[bytes] = Counter()
+    places = []
+    for k, row in enumerate(rows[i] for i in longest):
+        beginning = row.ids_L[: 1 << max(0, len(row.ids_L).bit_length() - 2)].tobytes()  # a quarter to a half of it
+        places.append((alike[beginning], k))
+        alike[beginning] += 1
+    return [rows[longest[k]] for _, k in sorted(places)[:most]]

@@ -29,7 +29,7 @@ from luthier.data.batches import (
     trained_entries,
 )
 from luthier.data.examples import Encoded
-from luthier.data.rows import TOGETHER, lengths
+from luthier.data.rows import TOGETHER, heaviest, lengths
 from luthier.errors import TrainingError
 from luthier.models.forward import Batch
 from luthier.models.lora import mix
@@ -228,12 +228,12 @@ def _within_memory(
 
 
 def longest_batch(tuned: Tuned, work: Sequence[tuple[Slot, Training, Sequence[Encoded]]], budget: int) -> Batch:
-    """The largest micro-batch of a step that drew every slot's longest examples."""
+    """The largest micro-batch of a step that drew every slot's heaviest examples."""
     shares = []
     for slot, training, rows in work:
         most = training.batch_size * training.accumulate_steps
-        longest = [rows[i] for i in np.argsort(-lengths(rows), kind="stable")[:most]]
-        shares.append(step_share(tuned, slot, training, longest))
+        drawn = heaviest(rows, most, tuned.base.family == "causal" and training.share_prefixes)
+        shares.append(step_share(tuned, slot, training, drawn))
     return max(lay_out(tuned, shares, budget), key=lambda batch: batch.stored)
 
 
