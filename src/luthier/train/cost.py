@@ -31,7 +31,7 @@ ATTENTION = 3
 """How much slower attention's small products are: masked halves and short rows (bench/memory.py)."""
 PASSES = 6
 """How often what the backward pass needs goes through memory: written, read, its gradients (bench/memory.py)."""
-CALLS = 5
+CALLS = 10
 """Python around an operation, in times of the operation itself (bench/memory.py)."""
 ALLOCATOR = 1.2
 """Memory in use is more than memory asked for: pages of freed blocks stay (bench/memory.py)."""
