@@ -105,11 +105,21 @@ def test_cleaning_and_leaks_are_told_by_reason(tmp_path: Path) -> None:
     """As the steps of preparing report them: what was found, whether it was changed, before and after."""
     dataset = _dataset(tmp_path)
     change = {"where": "rows:7", "before": "cafÃ©", "after": "café"}
-    tally = {"step": "mojibake", "applied": True, "rows": 3, "count": 4, "examples": [change], "labels": {}}
+    tally = {
+        "step": "mojibake",
+        "applied": True,
+        "rows": 3,
+        "count": 4,
+        "examples": [change],
+        "labels": {},
+        "fate": "repaired",
+    }
+    mail = tally | {"step": "pii", "fate": "masked"}
     leak = {"from": "train", "also_in": "test", "kind": "near", "rows": 2, "first": ["a:1 = b:2"]}
-    dataset.summary.update(cleaning={"mojibake": tally}, leak_kinds=[leak], left_out=[])
+    dataset.summary.update(cleaning={"mojibake": tally, "pii:email": mail}, leak_kinds=[leak], left_out=[])
     text = page.render(dataset)
     assert "mojibake" in text and "cafÃ©" in text and "repaired" in text
+    assert "pii:email" in text and "masked" in text
     assert "train rows that also stand in test (near)" in text and "a:1 = b:2" in text
 
 

@@ -5,7 +5,7 @@ Lives here: the words, on standard error, plain where nobody looks. Does not liv
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 ROWS_SHOWN, INDENT = 3, 5
 
 
-def described(data: str, remove_leaks: bool) -> spec.Experiment | spec.Data | str:
-    """What to prepare: rows or an experiment file as they are named, or as they read with `data.remove_leaks: true`."""
+def described(data: str, sets: Sequence[str], remove_leaks: bool) -> tuple[spec.Experiment, bool]:
+    """What to prepare, of rows or of an experiment file, with the values of `sets`; and whether it names its base."""
     from luthier import spec
 
-    if not remove_leaks:
-        return data
+    wishes = [*sets, *(["data.remove_leaks=true"] if remove_leaks else [])]
     if data.endswith((".yaml", ".yml")):
-        return spec.load(data, ["data.remove_leaks=true"])
-    return spec.Data(train=data, remove_leaks=True)
+        return spec.load(data, wishes), True
+    rows = {"model": "none", "data": {"train": data}}  # preparing asks for no model
+    return spec.from_mapping(rows, overrides=wishes), False
 
 
-def foresee(file: str, dataset: Dataset) -> LengthAdvice | None:
-    """The lengths in tokens, and D10 at the file's own batch size; a word and None where its base cannot be read."""
+def foresee(experiment: spec.Experiment, dataset: Dataset) -> LengthAdvice | None:
+    """The lengths in tokens, and D10 at its own batch size; a word and None where its base cannot be read."""
     from dataclasses import asdict
 
     from luthier.data import survey
     from luthier.studio import Studio
 
     try:
-        lengths, training = Studio().lengths(file, dataset)
+        lengths, training = Studio().lengths(experiment, dataset)
     except LuthierError as problem:
         screen.say(f"note: lengths in tokens are not told: {problem.message}")
         return None

@@ -52,7 +52,7 @@ def render(dataset: Dataset) -> str:
             (name, dataset.summary["rows"].get(name), dataset.counts[name], dataset.splits[name]) for name in SPLITS
         ],
         reasons=list(_reasons(dataset.summary)),
-        cleaning=list(dataset.summary.get("cleaning", {}).values()),
+        cleaning=[told | {"name": name} for name, told in dataset.summary.get("cleaning", {}).items()],
         classes=_classes(counted),
         more_classes=max(0, len(_all_classes(counted)) - CLASSES_SHOWN),
         charts=[_chart(side, train.lengths[side]) for side in sides if train.lengths[side].longest],
