@@ -23,6 +23,7 @@ from luthier.data.examples import Example, Message
 from luthier.errors import DataError, did_you_mean
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([^\W\d]\w*)\s*\}\}|\{([^\W\d]\w*)\}")
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _MARK = "Zq7luthierMark7qZ"  # stands for an answer where its place in a rendered chat is looked for
 
 Span = tuple[int, int]
@@ -208,6 +209,7 @@ def chat_spans(
                 )
             spans[index] = found
         _require_calls(messages[index], index, whole[slice(*spans[index])], where)
+        _require_said(messages[index], index, index == count - 1, whole[slice(*spans[index])], where)
     return whole, spans
 
 
@@ -218,6 +220,24 @@ def _require_calls(message: Message, index: int, text: str, where: str) -> None:
         if name not in text:
             hint = "set `model.chat_template` to one that knows tools"
             raise DataError(f"the chat template leaves out the call of `{name}` in message {index + 1}", where, hint)
+
+
+def _require_said(message: Message, index: int, last: bool, text: str, where: str) -> None:
+    """Some templates write a call and forget the words before it, or leave thoughts out: they would not be learned.
+
+    Of earlier turns a thought may be missing, for most templates take it out of what is history; their words are looked
+    for where they call a tool (without a call the turn was found by them). Spaces do not count.
+    """
+    told = {"what the assistant says": message.content if last else message.content.rpartition("</think>")[2]}
+    if last:
+        thought = next((message.extra[name] for name in _THOUGHTS if isinstance(message.extra.get(name), str)), "")
+        told["the assistant's thought"] = thought
+    elif "tool_calls" not in message.extra:
+        return
+    for what, words in told.items():
+        if words.strip() not in text and "".join(words.split()) not in "".join(text.split()):
+            hint = "take it out of the rows, or set `model.chat_template` to one that writes it"
+            raise DataError(f"the chat template leaves out {what} in message {index + 1}", where, hint)
 
 
 def require_told(tokenizer: Any, chats: Iterable[Example]) -> None:
