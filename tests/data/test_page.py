@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from luthier.data import page
-from luthier.data.dataset import Dataset
+from luthier.data.dataset import Dataset, shortly
 from luthier.data.prepare import prepare
 from luthier.spec import Data
 
@@ -90,6 +91,21 @@ def test_the_page_says_what_the_data_set_says(tmp_path: Path) -> None:
     assert "--set data.limit=" in text and "100 to 1,000 labelled examples" in text
     assert dataset.examples("train")[0].where in text
     assert "English 100.0 %" in text and dataset.fingerprint in text
+
+
+def test_rows_are_named_without_the_folder_that_all_files_share(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        told = [{"input": f"{split} {i}", "output": f"is {i}"} for i in (*range(40), 0)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    (tmp_path / "else").mkdir()
+    (tmp_path / "test.jsonl").rename(tmp_path / "else" / "test.jsonl")
+    one = prepare(Data(train=str(tmp_path / "train.jsonl"), test=0.0), tmp_path)
+    two = prepare(Data(train=str(tmp_path / "train.jsonl"), test=str(tmp_path / "else" / "test.jsonl")), tmp_path)
+    where = f"{tmp_path}/train.jsonl:41"
+    assert shortly(one)(f"see {where}") == "see train.jsonl:41" and shortly(two)(where) == where
+    text = page.render(one)
+    assert "train.jsonl:41 = train.jsonl:1" in text and where not in text
+    assert f"{where} = {tmp_path}/train.jsonl:1" in page.render(two)
 
 
 def test_the_charts_count_every_row(tmp_path: Path) -> None:

@@ -431,7 +431,10 @@ def _accepting(experiment: Experiment, codes: list[str]) -> Experiment:
 
 
 def _tell_data(dataset: Dataset) -> None:
+    from luthier.data.dataset import shortly
+
+    short = shortly(dataset)
     counts = ", ".join(f"{count:,} {split}" for split, count in dataset.counts.items())
     screen.say(f"data: {dataset.format} rows for {dataset.task}: {counts}")
     for note in dataset.summary["notes"]:
-        screen.say(f"note: {note}")
+        screen.say(short(f"note: {note}"))

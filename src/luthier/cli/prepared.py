@@ -5,7 +5,7 @@ Lives here: the words, on standard error, plain where nobody looks. Does not liv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +54,15 @@ def foresee(experiment: spec.Experiment, dataset: Dataset) -> LengthAdvice | Non
 
 def tell(dataset: Dataset, lengths: LengthAdvice | None, page: Path) -> None:
     """The summary of a data set for a person."""
+    from luthier.data.dataset import shortly
+
     for name, words in _facts(dataset):
         screen.err().print(Text(f"{name:<9}", style="dim") + Text(words), soft_wrap=True)
+    short = shortly(dataset)
     for note in dataset.summary["notes"]:
-        screen.say(f"note: {note}")
+        screen.say(short(f"note: {note}"))
     for remark in dataset.summary["remarks"]:
-        _remark(remark)
+        _remark(remark, short)
     if lengths is not None:
         _lengths(lengths)
     screen.say(f"page: {page}")
@@ -79,8 +82,8 @@ def _facts(dataset: Dataset) -> Iterator[tuple[str, str]]:
     yield "length", f"median {'; '.join(told)} characters"
 
 
-def _remark(remark: dict[str, Any]) -> None:
-    rows = list(remark["rows"])
+def _remark(remark: dict[str, Any], short: Callable[[str], str]) -> None:
+    rows = [short(row) for row in remark["rows"]]
     shown = f" [{', '.join(rows[:ROWS_SHOWN])}{', …' if len(rows) > ROWS_SHOWN else ''}]" if rows else ""
     told = Text(f"{remark['code']:<{INDENT}}", style="bold yellow") + Text(
         f"{remark['message']}{shown}", style="not bold"

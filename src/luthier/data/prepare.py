@@ -311,7 +311,7 @@ def _notes(summary: Mapping[str, Any], sorting: Sorting, format_name: str) -> li
         if count
     ]
     notes += [
-        f"{split} is empty: {len(train):,} rows are too few to share"
+        f"{split} is empty: {len(train):,} {'row is' if len(train) == 1 else 'rows are'} too few to share"
         for split, wish in _wishes(data)
         if not len(sorting.rows(split)) and (wish is None or wish != 0)
     ]
