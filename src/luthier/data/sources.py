@@ -115,14 +115,12 @@ def marked_files(source: Source) -> list[str]:
         return []
     entry = dataset_info.described(str(source))
     name = entry.source if entry is not None else str(source)
-    if here(name).is_file():
-        files = {name: here(name)}
-    elif _is_data_set(name):
-        base, split = _base_and_split(name)
-        found = _splits(base).get(split or "train")
-        files = found if isinstance(found, dict) else {}
-    else:
-        files = {}
+    files: dict[str, Path] = {name: here(name)} if here(name).is_file() else {}
+    base, split = _base_and_split(name)
+    if not files and here(base).is_dir():
+        found = _splits(base)
+        rows = found.get(split or "train", next(iter(found.values())))
+        files = rows if isinstance(rows, dict) else {}
     return [name for name, path in files.items() if _kind(path) != ".parquet" and begins_with_mark(path, name)]
 
 
