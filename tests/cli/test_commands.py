@@ -25,7 +25,7 @@ OWN_FLAGS = {
     "convert": {"--out", "--json"},
     "doctor": {"--json"},
     "schema": set(),
-    "prepare": {"--json", "--remove-leaks"},
+    "prepare": {"--json", "--remove-leaks", "--set"},
     "look": {"--row", "--worst", "--html", "--set", "--json"},
     "plan": {"--set", "--measure", "--json"},
     "tune": {"--set", "--accept", "--new", "--json"},
@@ -69,6 +69,31 @@ def test_init_writes_only_what_was_chosen_and_never_over_a_file(
     assert again.code == 2 and "exists" in again.err
     broken = luthier("init", tmp_path / "nowhere", "pairs.jsonl", "--out", "other.yaml")
     assert broken.code == 2 and not (tmp_path / "other.yaml").exists()
+
+
+def test_what_the_rows_need_to_be_read_can_be_said_with_set(
+    luthier: Luthier, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    told = [{"text": f"{i} 계좌가 잠겼어요", "label": "계좌" if i % 2 else "카드"} for i in range(60)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told)
+    (tmp_path / "korean.jsonl").write_bytes(lines.encode("cp949"))
+    unread = luthier("prepare", "korean.jsonl")
+    assert unread.code == 2 and "data.encoding: cp949" in unread.err
+    told = json.loads(luthier("prepare", "korean.jsonl", "--set", "data.encoding=cp949", "--json").out)
+    assert sum(told["counts"].values()) == 60 and told["labels"] == ["계좌", "카드"]
+    limited = json.loads(
+        luthier(
+            "prepare", "korean.jsonl", "--set", "data={train: korean.jsonl, encoding: cp949, limit: 9}", "--json"
+        ).out
+    )
+    assert limited["counts"]["train"] == 9
+    wrong = luthier("prepare", "korean.jsonl", "--set", "data.encodin=cp949")
+    assert wrong.code == 2 and "did you mean `encoding`" in wrong.err and "--set data.encodin" in wrong.err
+    made = luthier("init", tiny("tiny_llama"), "korean.jsonl", "--set", "data.encoding=cp949")
+    assert made.code == 0 and spec.load(tmp_path / "experiment.yaml").data.encoding == "cp949"
+    failed = luthier("init", tiny("tiny_llama"), "korean.jsonl", "--out", "other.yaml")
+    assert failed.code == 2 and not (tmp_path / "other.yaml").exists()
+    assert luthier("init", "korean.jsonl", "--set", "data.encoding=cp949").code == 0
 
 
 def test_init_with_data_alone_names_bases_that_fit(luthier: Luthier, tmp_path: Path) -> None:

@@ -67,6 +67,20 @@ def test_what_a_person_accepted_is_no_refusal_unless_training_would_fail() -> No
     assert said == ["refused G02", "accepted G01"]
 
 
+def test_a_plan_ends_as_the_run_would_where_rows_are_refused(
+    luthier: Luthier, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    told = [{"input": f"item {i}?", "output": f"it is{'</s>' if i == 3 else ''} {i}"} for i in range(12)]
+    rows.write(tmp_path / "rows.jsonl", told)
+    data = "data: {train: rows.jsonl, validation: 0, test: 0}"
+    (tmp_path / "experiment.yaml").write_text(f"model: {tiny('tiny_llama')}\n{data}\ntask: generation\n")
+    said = luthier("plan")
+    assert said.code == 2 and "refused G07" in said.out and "training.batch_size" in said.out
+    as_json = luthier("plan", "--json")
+    assert as_json.code == 2 and json.loads(as_json.out)["plan"]["findings"][0]["code"] == "G07"
+    assert luthier("plan", "--set", "data.accept=[G07]").code == 0
+
+
 def test_a_plan_counts_each_split_by_the_length_policy(
     luthier: Luthier, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -117,8 +117,8 @@ UNICODE = [
 ]
 
 TEXT = {
-    "UTF-8 with a byte order mark": read("x.jsonl", b"\xef\xbb\xbf" + jsonl(ROWS).encode(), ROWS, remark="the mark is dropped"),
-    "a table with a byte order mark": read("x.csv", b"\xef\xbb\xbf" + table().encode(), ROWS, [*range(2, 14)], "the mark is dropped"),
+    "UTF-8 with a byte order mark": read("x.jsonl", b"\xef\xbb\xbf" + jsonl(ROWS).encode(), ROWS, remark="the mark is dropped, and told"),
+    "a table with a byte order mark": read("x.csv", b"\xef\xbb\xbf" + table().encode(), ROWS, [*range(2, 14)], "the mark is dropped, and told"),
     "a byte order mark alone": refused("x.jsonl", b"\xef\xbb\xbf", "", "no rows"),
     "a byte order mark in the middle (joined files)": refused("x.jsonl", second("\ufeff" + jsonl(ROWS[1:2]).strip()), "2", "not JSON", "a byte order mark inside the file"),
     "UTF-16, little end first, with its mark": refused("x.jsonl", b"\xff\xfe" + jsonl(KOREAN).encode("utf-16-le"), "1", "the file is UTF-16", "data.encoding: utf-16"),

@@ -185,8 +185,84 @@ def test_tools_reach_the_template_and_calls_are_trained() -> None:
     assert runs[0].startswith("<call>") and '"what": "apples"' in runs[0] and runs[0].endswith("</call><|im_end|>")
     assert text.decode(row.ids_L).startswith("<|im_start|>tools")
     plain = Rules("causal", "chat", end_token_ids=(1,))
-    with pytest.raises(DataError, match="tool calls need a model with a chat template"):
+    with pytest.raises(DataError, match="tools need a model with a chat template"):
         encode.encode(_example(messages), text, plain)
+    with pytest.raises(DataError, match="tools need a model with a chat template"):
+        encode.encode(_example(SHAPES["one turn"], tools=tools), text, plain)
+    seq2seq = Rules("seq2seq", "chat", chat=True, end_token_ids=(1,))
+    with pytest.raises(DataError, match="not by calling a tool"):
+        encode.encode(_example(messages[:2], tools=tools), text, seq2seq)
+
+
+KNOWS_NO_TOOLS = (
+    "{% for m in messages %}{% if m.role in ('system', 'user', 'assistant') %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+CUTS_THOUGHTS = (  # as DeepSeek-R1's does, also from the answer that is to be learned
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALLS_WITHOUT_WORDS = (  # as Llama 3.1's does
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_words_and_thoughts_that_the_template_leaves_out_of_an_answer_are_refused() -> None:
+    text = chats.tokenizer(CUTS_THOUGHTS)
+    rules = _rules(chats.STYLES["chatml"], text)
+    thought = {"role": "assistant", "content": "<think>hm</think>Three."}
+    with pytest.raises(DataError, match="leaves out what the assistant says in message 2"):
+        encode.encode(_example([ASK, thought]), text, rules)
+    aside = {"role": "assistant", "content": "Three.", "reasoning_content": "hm"}
+    with pytest.raises(DataError, match="leaves out the assistant's thought in message 2") as caught:
+        encode.encode(_example([ASK, aside]), text, rules)
+    assert caught.value.where == "f:1"
+    history = encode.encode(_example([ASK, thought, ASK, {"role": "assistant", "content": "4"}]), text, rules)
+    assert history is not None and _runs(history, text) == ["Three.<|im_end|>", "4<|im_end|>"]
+    text = chats.tokenizer(CALLS_WITHOUT_WORDS)
+    call = {"type": "function", "function": {"name": "count", "arguments": {}}}
+    calling = {"role": "assistant", "content": "Let me look.", "tool_calls": [call]}
+    for messages in ([ASK, calling], [ASK, calling, *SHAPES["tool"][2:]]):
+        with pytest.raises(DataError, match="leaves out what the assistant says in message 2"):
+            encode.encode(_example(messages), text, rules)
+    silent = [ASK, calling | {"content": None}, *SHAPES["tool"][2:]]
+    assert encode.encode(_example(silent), text, rules) is not None
+
+
+def test_a_thought_may_be_spaced_otherwise() -> None:
+    spaced = CUTS_THOUGHTS.replace("m.content.split('</think>')[-1]", "m.content.replace('</think>', '\n</think>\n\n')")
+    text = chats.tokenizer(spaced)
+    messages = [ASK, {"role": "assistant", "content": "<think>hm</think>Three."}]
+    row = encode.encode(_example(messages), text, _rules(chats.STYLES["chatml"], text))
+    assert row is not None and _runs(row, text) == ["<think>hm\n</think>\n\nThree.<|im_end|>"]
+
+
+def test_a_message_or_a_tool_that_the_template_leaves_out_is_refused() -> None:
+    """The result of a call, `3`, would be missing from the text, although a later `Three.` and other digits are not."""
+    text = chats.tokenizer(KNOWS_NO_TOOLS)
+    rules = _rules(chats.STYLES["chatml"], text)
+    told = [ASK, {"role": "assistant", "content": "3?"}, {"role": "tool", "content": "3"}, *SHAPES["tool"][3:]]
+    fine = [SYSTEM, *SHAPES["three turns"]]
+    assert encode.encode(_example(fine), text, rules) is not None
+    rows = [_example(fine), _example(told)]
+    with pytest.raises(DataError, match="leaves out message 3, which the tool says") as caught:
+        encode.encode_split(rows, text, rules)
+    assert caught.value.where == "f:1" and "template knows tools" in str(caught.value.hint)
+    with pytest.raises(DataError, match="leaves out message 3"):
+        encode.encode_prompt(_example(told), text, rules)
+    with pytest.raises(DataError, match="leaves out message 3"):
+        encode.encode(_example(told), text, Rules("seq2seq", "chat", chat=True, end_token_ids=rules.end_token_ids))
+    with pytest.raises(DataError, match="leaves out message 1, which the developer says") as caught:
+        encode.encode(_example([{"role": "developer", "content": "Be brief."}, *SHAPES["one turn"]]), text, rules)
+    assert "`system`" in str(caught.value.hint)
+    with pytest.raises(DataError, match="leaves out the tools"):
+        tools = [{"type": "function", "function": {"name": "count"}}]
+        encode.encode(_example(SHAPES["one turn"], tools=tools), text, rules)
 
 
 def test_the_templates_sandbox_holds() -> None:

@@ -89,7 +89,7 @@ def test_without_the_step_blank_answers_are_refused_and_placeholders_told(tmp_pa
     dataset = _whole([*_rows(), *ANSWERLESS[2:]], tmp_path)
     assert dataset.counts["train"] == 43
     assert dataset.summary["cleaning"]["empty"] | {"examples": 0} == {
-        "step": "empty", "applied": False, "rows": 3, "count": 3, "examples": 0, "labels": {},
+        "step": "empty", "applied": False, "rows": 3, "count": 3, "examples": 0, "labels": {}, "fate": "left as it is",
     }  # fmt: skip
 
 

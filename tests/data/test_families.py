@@ -55,8 +55,12 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
 CASES = [(name, shape) for name in FAMILIES for shape in SHAPES]
 
 
-def _example(messages: list[dict[str, Any]], shape: str, answered: bool = True) -> Example:
-    columns = {"tools": TOOLS} if shape == "tools" else {}
+TELLS_NO_TOOLS = {"deepseek3"}
+"""Its template writes calls and results, but not which tools there are: rows must not bring them."""
+
+
+def _example(messages: list[dict[str, Any]], shape: str, answered: bool = True, family: str = "") -> Example:
+    columns = {"tools": TOOLS} if shape == "tools" and family not in TELLS_NO_TOOLS else {}
     return formats.to_example({"messages": messages} | columns, "messages", DATA, "f", 1, answered)
 
 
@@ -90,10 +94,10 @@ def test_every_assistant_token_and_its_stop_token_is_trained_and_nothing_else(na
     rules = _rules(family, text)
     if shape in family.refuses:
         with pytest.raises(DataError, match=family.refuses[shape]) as caught:
-            encode.encode(_example(messages, shape), text, rules)
+            encode.encode(_example(messages, shape, family=name), text, rules)
         assert caught.value.where == "f:1"
         return
-    row, expected = encode.encode(_example(messages, shape), text, rules), _expected(family, shape)
+    row, expected = encode.encode(_example(messages, shape, family=name), text, rules), _expected(family, shape)
     assert row is not None
     unending = name == "gpt_oss" and shape in ("three turns", "system")
     if unending:  # the content of earlier turns is trained, their `<|end|>` is not
@@ -103,7 +107,7 @@ def test_every_assistant_token_and_its_stop_token_is_trained_and_nothing_else(na
     else:
         assert _found(row, text) == expected
     facts = gate.GateFacts(rules.end_token_ids, text.bos_token_id)
-    found = gate.inspect([row], [_example(messages, shape)], facts, tokenizer=text)
+    found = gate.inspect([row], [_example(messages, shape, family=name)], facts, tokenizer=text)
     assert [finding.code for finding in found] == (["G01"] if unending else [])
     bos = (row.ids_L == text.bos_token_id) if text.bos_token_id not in rules.end_token_ids else np.zeros(1, bool)
     assert bos.sum() <= 1 and not bos[1:].any()
@@ -116,10 +120,10 @@ def test_training_evaluation_and_serving_see_the_same_ids(name: str, shape: str)
     if shape in family.refuses:
         return
     rules = _rules(family, text, train_on="last")
-    row = encode.encode(_example(messages, shape), text, rules)
+    row = encode.encode(_example(messages, shape, family=name), text, rules)
     assert row is not None
-    trained = encode.encode_prompt(_example(messages, shape), text, rules).tolist()
-    asked = encode.encode_prompt(_example(messages[:-1], shape, answered=False), text, rules).tolist()
+    trained = encode.encode_prompt(_example(messages, shape, family=name), text, rules).tolist()
+    asked = encode.encode_prompt(_example(messages[:-1], shape, answered=False, family=name), text, rules).tolist()
     if name == "deepseek3" and shape == "tools":  # it wants the arguments of a call as text
         calls = [{**CALL, "function": {**CALL["function"], "arguments": '{"what": "red apples"}'}}]
         messages = [m | {"tool_calls": calls} if "tool_calls" in m else m for m in messages]
@@ -128,6 +132,15 @@ def test_training_evaluation_and_serving_see_the_same_ids(name: str, shape: str)
     assert (
         _found(row, text)[-1 if row.train_L[-1] else -2] == [each for each in _expected(family, shape) if each[1]][-1]
     )
+
+
+@pytest.mark.parametrize("name", TELLS_NO_TOOLS)
+def test_tools_that_the_template_does_not_tell_are_refused(name: str) -> None:
+    family = FAMILIES[name]
+    text = family.tokenizer(name)
+    with pytest.raises(DataError, match="leaves out the tools") as caught:
+        encode.encode(_example(SHAPES["tools"], "tools"), text, _rules(family, text))
+    assert caught.value.where == "f:1"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

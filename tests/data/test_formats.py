@@ -358,11 +358,20 @@ def test_labels_are_names() -> None:
             formats.to_example({"text": "a", "label": label}, "text_label", _data(), "f", 7)
 
 
+def test_a_misspelt_column_is_named() -> None:
+    with pytest.raises(DataError, match="fit no known format") as caught:
+        formats.detect(["input", "outptu", "id"], "f")
+    assert caught.value.hint == "`outptu`: did you mean `output`?"
+    with pytest.raises(DataError, match="fit no known format") as caught:
+        formats.detect(["frage", "antwort"], "f")
+    assert "data.columns: {input: COLUMN, output: COLUMN}" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
         ({"input": "a"}, "no `output`"),
-        ({"input": "a", "output": None}, "no `output`"),
+        ({"input": "a", "output": None}, "`output` is null"),
         ({"input": "a", "output": "  "}, "`output` is empty"),
         ({"input": "\n", "output": "b"}, "`input` is empty"),
         ({"input": "a", "output": {"x": 1}}, "must be text, not a structure"),

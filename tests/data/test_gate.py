@@ -114,6 +114,13 @@ def test_findings_count_their_rows_and_name_the_first() -> None:
     assert "data.accept: [G01]" in (caught.value.hint or "")
 
 
+def test_who_has_to_write_an_end_token_is_told_which() -> None:
+    text = tiny.tokenizer("causal")
+    facts = gate.GateFacts(end_token_ids=(text.eos_token_id,), bos_id=text.bos_token_id)
+    (finding,) = gate.inspect([_row([0, 5, 6, 7], [2, 3])], [], facts, tokenizer=text)
+    assert finding.code == "G01" and finding.hint.endswith("(its end tokens: </s>)")
+
+
 def test_a_finding_shows_the_tokens_around_its_place_with_special_ones_written_out() -> None:
     text = tiny.tokenizer("causal")
     ids = [0, *text("Input: how\nmany?\nOutput: three").input_ids[1:]]

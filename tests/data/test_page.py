@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from luthier.data import page
-from luthier.data.dataset import Dataset
+from luthier.data.dataset import Dataset, shortly
 from luthier.data.prepare import prepare
 from luthier.spec import Data
 
@@ -92,6 +93,21 @@ def test_the_page_says_what_the_data_set_says(tmp_path: Path) -> None:
     assert "English 100.0 %" in text and dataset.fingerprint in text
 
 
+def test_rows_are_named_without_the_folder_that_all_files_share(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        told = [{"input": f"{split} {i}", "output": f"is {i}"} for i in (*range(40), 0)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    (tmp_path / "else").mkdir()
+    (tmp_path / "test.jsonl").rename(tmp_path / "else" / "test.jsonl")
+    one = prepare(Data(train=str(tmp_path / "train.jsonl"), test=0.0), tmp_path)
+    two = prepare(Data(train=str(tmp_path / "train.jsonl"), test=str(tmp_path / "else" / "test.jsonl")), tmp_path)
+    where = f"{tmp_path}/train.jsonl:41"
+    assert shortly(one)(f"see {where}") == "see train.jsonl:41" and shortly(two)(where) == where
+    text = page.render(one)
+    assert "train.jsonl:41 = train.jsonl:1" in text and where not in text
+    assert f"{where} = {tmp_path}/train.jsonl:1" in page.render(two)
+
+
 def test_the_charts_count_every_row(tmp_path: Path) -> None:
     for count in (2, 90):
         table = [{"input": "x" * (1 + i**2 % 977) + str(i), "output": "y" * (i % 2) + "z"} for i in range(count)]
@@ -105,11 +121,21 @@ def test_cleaning_and_leaks_are_told_by_reason(tmp_path: Path) -> None:
     """As the steps of preparing report them: what was found, whether it was changed, before and after."""
     dataset = _dataset(tmp_path)
     change = {"where": "rows:7", "before": "cafÃ©", "after": "café"}
-    tally = {"step": "mojibake", "applied": True, "rows": 3, "count": 4, "examples": [change], "labels": {}}
+    tally = {
+        "step": "mojibake",
+        "applied": True,
+        "rows": 3,
+        "count": 4,
+        "examples": [change],
+        "labels": {},
+        "fate": "repaired",
+    }
+    mail = tally | {"step": "pii", "fate": "masked"}
     leak = {"from": "train", "also_in": "test", "kind": "near", "rows": 2, "first": ["a:1 = b:2"]}
-    dataset.summary.update(cleaning={"mojibake": tally}, leak_kinds=[leak], left_out=[])
+    dataset.summary.update(cleaning={"mojibake": tally, "pii:email": mail}, leak_kinds=[leak], left_out=[])
     text = page.render(dataset)
     assert "mojibake" in text and "cafÃ©" in text and "repaired" in text
+    assert "pii:email" in text and "masked" in text
     assert "train rows that also stand in test (near)" in text and "a:1 = b:2" in text
 
 

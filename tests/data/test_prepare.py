@@ -190,6 +190,30 @@ def test_a_data_sets_own_splits_are_used(tmp_path: Path) -> None:
     assert dataset.splits["validation"] == f"10% of {home}, by content"
 
 
+def test_what_is_left_out_of_a_row_or_a_file_is_told(tmp_path: Path) -> None:
+    def chat(i: int, *more: str) -> dict[str, Any]:
+        said = [("user", f"hi {i}"), ("assistant", f"hello {i}"), *(("user", words) for words in more)]
+        return {"messages": [{"role": role, "content": words} for role, words in said]}
+
+    path = tmp_path / "chats.jsonl"
+    told = [chat(1, "and then?", "well?"), chat(2), chat(3, "so?")] + [chat(i) for i in range(4, 20)]
+    path.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(row) + "\n" for row in told).encode())
+    dataset = prepare(Data(train=str(path), validation=0.0, test=0.0), tmp_path)
+    left = dataset.summary["cleaning"]["left"]
+    assert (left["rows"], left["count"], left["fate"]) == (2, 3, "left out")
+    assert (
+        f'2 rows with something behind the last answer, which teaches nothing: left out ({path}:1: "and then?")'
+        in dataset.summary["notes"]
+    )
+    assert f"{path} begins with a byte order mark, which is left out" in dataset.summary["notes"]
+    assert dataset.counts["train"] == 19 and dataset.examples("train")[0].messages[-1].content == "hello 1"
+    segments = [
+        {"segments": [{"label": True, "text": "b"}, {"label": False, "text": f" behind {i}"}]} for i in range(2)
+    ]
+    told = prepare(Data(train=segments, validation=0.0, test=0.0, clean=[]), tmp_path).summary["cleaning"]
+    assert told["left"]["rows"] == 2
+
+
 def test_a_question_that_two_given_files_share_is_counted(tmp_path: Path) -> None:
     """No leak, the answers differ; but a model that knows train is not asked anything new."""
     test = _pairs(10, start=100) + [row | {"output": "else"} for row in _pairs(2)]

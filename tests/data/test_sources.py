@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import gzip
 import json
@@ -213,6 +214,39 @@ def test_data_sets_are_read_by_the_library_with_their_class_names(folder: Path) 
     with pytest.raises(NotFound, match="no split `dev`") as caught:
         list(sources.rows(f"{folder}:dev"))
     assert "train, test" in (caught.value.hint or "")
+
+
+def test_text_files_of_a_folder_are_read_as_strictly_as_single_ones(tmp_path: Path) -> None:
+    """The library would read numbers as text, a key that stands twice, and spaces in cells as it likes."""
+    home = tmp_path / "set"
+    home.mkdir()
+    (home / "train.jsonl").write_text('{"a": 5}\n{"a": "x"}\n')
+    (home / "validation.jsonl").write_bytes(codecs.BOM_UTF8 + b'{"a": 1}\n')
+    (home / "test-00000-of-00002.jsonl").write_text('{"a": 1}\n')
+    (home / "test-00001-of-00002.jsonl").write_text('{"a": 2}\n{"a": 3, "a": 4}\n')
+    assert list(sources.rows(str(home))) == [
+        ({"a": 5}, f"{home}/train.jsonl", 1),
+        ({"a": "x"}, f"{home}/train.jsonl", 2),
+    ]
+    assert sources.own_split(home, "validation") == f"{home}:validation"
+    assert [row for row, _, _ in sources.rows(f"{home}:validation")] == [{"a": 1}]
+    rows = sources.rows(f"{home}:test")
+    assert [next(rows)[1:], next(rows)[1:]] == [
+        (f"{home}/test-00000-of-00002.jsonl", 1),
+        (f"{home}/test-00001-of-00002.jsonl", 1),
+    ]
+    with pytest.raises(DataError, match="stands twice") as caught:
+        next(rows)
+    assert caught.value.where == f"{home}/test-00001-of-00002.jsonl:2"
+    assert sources.marked_files(str(home)) == []
+    assert sources.marked_files(f"{home}:validation") == [f"{home}/validation.jsonl"]
+
+
+def test_a_folder_in_another_encoding_is_read_on_request(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_bytes("말,답\n하나,둘\n".encode("cp949"))
+    with pytest.raises(DataError, match="CP949"):
+        list(sources.rows(str(tmp_path)))
+    assert [row for row, _, _ in sources.rows(str(tmp_path), "cp949")] == [{"말": "하나", "답": "둘"}]
 
 
 def test_hub_names_go_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

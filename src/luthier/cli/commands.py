@@ -15,7 +15,7 @@ import typer
 
 from luthier.cli import progress
 from luthier.cli import show as screen
-from luthier.errors import LuthierError, NotFound, SpecError
+from luthier.errors import NotFound, SpecError
 from luthier.runs import Run
 
 if TYPE_CHECKING:
@@ -58,19 +58,19 @@ def init(
 
     here = _studio()
     if data is None:
-        _suggest(here, model)
+        _suggest(here, model, sets)
         return
     if out.exists():
         raise SpecError(f"{out} exists", hint="give another name: `--out FILE`")
     values = {"model": _whole_path(model), "data": _whole_path(data)}
-    dataset = here.prepare(spec.from_mapping(values).data)
-    text = spec.dump(spec.from_mapping(values | {"task": dataset.task}))
-    out.write_text(text, encoding="utf-8")
+    out.write_text(spec.dump(spec.from_mapping(values)), encoding="utf-8")
     try:
         experiment = spec.load(out, sets)
+        dataset = here.prepare(experiment.data, experiment.task, experiment.seed)
+        experiment = experiment.model_copy(update={"task": dataset.task})
         out.write_text(spec.dump(experiment.model_copy(update={"name": None})), encoding="utf-8")
         draft = here.draft(experiment)
-    except LuthierError:
+    except BaseException:
         out.unlink()
         raise
     _tell_data(dataset)
@@ -85,11 +85,14 @@ def _whole_path(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def _suggest(here: Studio, data: str) -> None:
+def _suggest(here: Studio, data: str, sets: list[str]) -> None:
     """Bases that fit the task of `data` and this machine."""
-    from luthier import advisor, hardware, spec
+    from luthier import advisor, hardware
+    from luthier.cli import prepared
 
-    dataset, machine = here.prepare(spec.Data(train=data)), hardware.machine()
+    experiment, _ = prepared.described(data, sets, False)
+    dataset = here.prepare(experiment.data, experiment.task, experiment.seed)
+    machine = hardware.machine()
     _tell_data(dataset)
     fitting = advisor.suggest(dataset.task, machine.memory_bytes, device=machine.device)
     screen.table(
@@ -142,6 +145,7 @@ def schema() -> None:
 def prepare(
     data: Annotated[str, typer.Argument(help="Labelled rows, or an experiment file.", metavar="DATA")],
     remove_leaks: Annotated[bool, typer.Option("--remove-leaks", help="The same as data.remove_leaks: true.")] = False,
+    sets: Set = NOTHING,
     as_json: Json = False,
 ) -> None:
     """Read, recognise, clean and split the rows; tell what was found, and write a page of it."""
@@ -150,8 +154,9 @@ def prepare(
     from luthier.data import page
 
     with screen.busy("reading the rows"):
-        dataset = studio.prepare(prepared.described(data, remove_leaks))
-        lengths = prepared.foresee(data, dataset) if data.endswith((".yaml", ".yml")) else None
+        experiment, has_base = prepared.described(data, sets, remove_leaks)
+        dataset = studio.prepare(experiment)
+        lengths = prepared.foresee(experiment, dataset) if has_base else None
         path = page.write(dataset)
     if as_json:
         screen.as_json({**asdict(dataset), "page": path, "lengths": lengths})
@@ -195,8 +200,12 @@ def plan(
     measure: Annotated[bool, typer.Option("--measure", help="Run some steps, 20 s at most: memory and time.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What a run would do: rows, tokens, steps, memory, time; and where every value comes from. Nothing is kept."""
+    """What a run would do: rows, tokens, steps, memory, time; and where every value comes from. Nothing is kept.
+
+    It ends with 2 where the gate refuses the rows, as `luthier tune` would.
+    """
     from luthier import spec
+    from luthier.cli import planned as planned_words
 
     here, experiment = _studio(), _experiment(file, sets)
     with screen.busy(READING):
@@ -204,18 +213,22 @@ def plan(
         planned = here.plan(draft, measure)
     values = spec.leaves(draft.resolved.experiment) | planned.found
     origins = {**draft.resolved.origins, **dict.fromkeys(planned.found, "found")}
+    accepted = draft.resolved.experiment.data.accept
     if as_json:
         told = {path: {"value": value, "origin": origins[path]} for path, value in values.items()}
         shares = {"trained_share": planned.trained_share, "shared_share": planned.shared_share}
         rest = {"values": told, "counts": draft.dataset.counts, "notes": draft.resolved.notes}
         screen.as_json({"plan": asdict(planned) | shares} | rest)
-        return
-    screen.table(("parameter", "value", "from"), [(path, screen.value(values[path]), origins[path]) for path in values])
-    screen.plan(planned, draft.resolved.experiment.data.accept)
-    for note in (*draft.resolved.notes, *planned.warnings):
-        screen.say(f"note: {note}")
-    if planned.findings:
-        screen.say(f"to see such a row: luthier look {file} --row FILE:LINE")
+    else:
+        rows = [(path, screen.value(values[path]), origins[path]) for path in values]
+        screen.table(("parameter", "value", "from"), rows)
+        screen.plan(planned, accepted)
+        for note in (*draft.resolved.notes, *planned.warnings):
+            screen.say(f"note: {note}")
+        if planned.findings:
+            screen.say(f"to see such a row: luthier look {file} --row FILE:LINE")
+    if planned_words.refused(planned.findings, accepted):
+        raise typer.Exit(2)  # as `luthier tune` would end: your input
 
 
 # --- Tune
@@ -418,7 +431,10 @@ def _accepting(experiment: Experiment, codes: list[str]) -> Experiment:
 
 
 def _tell_data(dataset: Dataset) -> None:
+    from luthier.data.dataset import shortly
+
+    short = shortly(dataset)
     counts = ", ".join(f"{count:,} {split}" for split, count in dataset.counts.items())
     screen.say(f"data: {dataset.format} rows for {dataset.task}: {counts}")
     for note in dataset.summary["notes"]:
-        screen.say(f"note: {note}")
+        screen.say(short(f"note: {note}"))

@@ -6,7 +6,7 @@ Lives here: words, bars, the list of findings. Does not live here: tables in gen
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from rich.text import Text
 
@@ -91,6 +91,11 @@ def findings(found: Sequence[Finding], accepted: Collection[str] = ()) -> Iterat
         if finding.excerpts:
             yield Text(f"    {finding.excerpts[0]}")
         yield Text(f"    → {finding.hint}")
+
+
+def refused(found: Iterable[Finding], accepted: Collection[str]) -> bool:
+    """Whether a run would not start."""
+    return any(_severity(finding, accepted) == "refused" for finding in found)
 
 
 def _severity(finding: Finding, accepted: Collection[str]) -> str:

@@ -5,7 +5,7 @@ Lives here: the words, on standard error, plain where nobody looks. Does not liv
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 ROWS_SHOWN, INDENT = 3, 5
 
 
-def described(data: str, remove_leaks: bool) -> spec.Experiment | spec.Data | str:
-    """What to prepare: rows or an experiment file as they are named, or as they read with `data.remove_leaks: true`."""
+def described(data: str, sets: Sequence[str], remove_leaks: bool) -> tuple[spec.Experiment, bool]:
+    """What to prepare, of rows or of an experiment file, with the values of `sets`; and whether it names its base."""
     from luthier import spec
 
-    if not remove_leaks:
-        return data
+    wishes = [*sets, *(["data.remove_leaks=true"] if remove_leaks else [])]
     if data.endswith((".yaml", ".yml")):
-        return spec.load(data, ["data.remove_leaks=true"])
-    return spec.Data(train=data, remove_leaks=True)
+        return spec.load(data, wishes), True
+    rows = {"model": "none", "data": {"train": data}}  # preparing asks for no model
+    return spec.from_mapping(rows, overrides=wishes), False
 
 
-def foresee(file: str, dataset: Dataset) -> LengthAdvice | None:
-    """The lengths in tokens, and D10 at the file's own batch size; a word and None where its base cannot be read."""
+def foresee(experiment: spec.Experiment, dataset: Dataset) -> LengthAdvice | None:
+    """The lengths in tokens, and D10 at its own batch size; a word and None where its base cannot be read."""
     from dataclasses import asdict
 
     from luthier.data import survey
     from luthier.studio import Studio
 
     try:
-        lengths, training = Studio().lengths(file, dataset)
+        lengths, training = Studio().lengths(experiment, dataset)
     except LuthierError as problem:
         screen.say(f"note: lengths in tokens are not told: {problem.message}")
         return None
@@ -54,12 +54,15 @@ def foresee(file: str, dataset: Dataset) -> LengthAdvice | None:
 
 def tell(dataset: Dataset, lengths: LengthAdvice | None, page: Path) -> None:
     """The summary of a data set for a person."""
+    from luthier.data.dataset import shortly
+
     for name, words in _facts(dataset):
         screen.err().print(Text(f"{name:<9}", style="dim") + Text(words), soft_wrap=True)
+    short = shortly(dataset)
     for note in dataset.summary["notes"]:
-        screen.say(f"note: {note}")
+        screen.say(short(f"note: {note}"))
     for remark in dataset.summary["remarks"]:
-        _remark(remark)
+        _remark(remark, short)
     if lengths is not None:
         _lengths(lengths)
     screen.say(f"page: {page}")
@@ -79,8 +82,8 @@ def _facts(dataset: Dataset) -> Iterator[tuple[str, str]]:
     yield "length", f"median {'; '.join(told)} characters"
 
 
-def _remark(remark: dict[str, Any]) -> None:
-    rows = list(remark["rows"])
+def _remark(remark: dict[str, Any], short: Callable[[str], str]) -> None:
+    rows = [short(row) for row in remark["rows"]]
     shown = f" [{', '.join(rows[:ROWS_SHOWN])}{', …' if len(rows) > ROWS_SHOWN else ''}]" if rows else ""
     told = Text(f"{remark['code']:<{INDENT}}", style="bold yellow") + Text(
         f"{remark['message']}{shown}", style="not bold"

@@ -76,9 +76,14 @@ class Tally:
         if change is not None:
             self.examples.append(change)
 
+    @property
+    def fate(self) -> str:
+        """What became of what was found, in a word or two."""
+        return _FATES.get(self.step, "repaired") if self.applied else "left as it is"
+
     def told(self) -> dict[str, Any]:
         """JSON-like, as `summary["cleaning"]` keeps it."""
-        return {name: value for name, value in asdict(self).items() if name != "last_row"}
+        return {name: value for name, value in asdict(self).items() if name != "last_row"} | {"fate": self.fate}
 
 
 class Cleaner:
@@ -106,7 +111,7 @@ class Cleaner:
         if not self._constant or self._rows < MIN_ROWS:
             return dict(self._tallies)
         shown = [Change(name, _cut(pii.shaped(str(value)), 0), "") for name, value in self._constant.items()]
-        constant = Tally("", False, self._rows, len(shown), shown[:EXAMPLES])
+        constant = Tally("constant", False, self._rows, len(shown), shown[:EXAMPLES])
         return self._tallies | {"constant": constant}
 
     def row(self, row: Row, where: str) -> Row:
@@ -136,6 +141,8 @@ class Cleaner:
         """
         if example.kind in ("label", "text"):
             return True
+        if example.left:
+            self._found("left", len(example.left), example.where, example.left[0], "")
         for message in example.messages:
             said = message.content
             learned = message.role == "assistant" and message.train is not False
@@ -233,7 +240,7 @@ class Cleaner:
 
     def _found(self, name: str, count: int, where: str, before: str, after: str) -> Tally:
         step = name.partition(":")[0]
-        tally = self._tallies.setdefault(name, Tally(step, step in self._steps))
+        tally = self._tallies.setdefault(name, Tally(step, step in self._steps or step == "left"))
         room = len(tally.examples) < EXAMPLES and self._rows != tally.last_row
         tally.add(self._rows, count, _change(name, where, before, after) if room else None)
         return tally
@@ -298,8 +305,14 @@ def _cut(text: str, start: int, spelled: bool = False) -> str:
 
 
 def _visible(sign: str, spelled: bool) -> str:
-    hidden = not sign.isprintable() or (spelled and (unicodedata.combining(sign) or "\u1100" <= sign <= "\u11ff"))
+    odd = spelled and (unicodedata.combining(sign) or "\u1100" <= sign <= "\u11ff" or not _is_composed(sign))
+    hidden = not sign.isprintable() or odd
     return sign.encode("unicode_escape").decode() if hidden else sign
+
+
+def _is_composed(sign: str) -> bool:
+    """A compatibility ideograph looks as the one it becomes."""
+    return unicodedata.is_normalized("NFC", sign)
 
 
 _WORDS = {
@@ -309,7 +322,9 @@ _WORDS = {
     "html": "HTML remains",
     "whitespace": "odd white space",
     "empty": "no answer or a placeholder for one",
+    "left": "something behind the last answer, which teaches nothing",
 }
+_FATES = {"empty": "dropped", "left": "left out", "pii": "masked"}
 _KINDS = {
     "private_key": "private keys",
     "token": "JSON web tokens",
@@ -344,7 +359,6 @@ def _note(name: str, tally: Tally) -> str:
     renamed = [f'"{old}" → "{new}"' for old, new in tally.labels.items()]
     classes = f"; classes renamed: {', '.join(renamed[:5])}{', …' if len(renamed) > 5 else ''}" if renamed else ""
     if tally.applied:
-        done = "dropped" if step == "empty" else "masked" if kind else "repaired"
-        return f"{rows} with {what}: {done} ({shown}){classes}"
+        return f"{rows} with {what}: {tally.fate} ({shown}){classes}"
     verb = "drops" if step == "empty" else "masks" if kind else "repairs"
     return f"{rows} with {what} ({shown}); `{step}` in data.clean {verb} them"

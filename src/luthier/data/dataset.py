@@ -8,7 +8,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,16 @@ class Dataset:
         if found != self.counts[split]:
             message = f"{found} rows where {self.counts[split]} were written"
             raise DataError(message, str(path), "prepare the data again")
+
+
+def shortly(dataset: Dataset) -> Callable[[str], str]:
+    """What a person reads of a text that names rows: `file:line` without the folder in which all the files lie.
+
+    `luthier look --row` takes such a name too.
+    """
+    given = [origin for split, origin in dataset.splits.items() if split in dataset.summary["rows"]]
+    folder, *others = {origin.rpartition("/")[0] for origin in given}
+    return (lambda text: text) if others or not folder else (lambda text: text.replace(f"{folder}/", ""))
 
 
 def load_dataset(path: str | Path) -> Dataset:

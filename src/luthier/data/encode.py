@@ -22,7 +22,7 @@ from luthier.data.controls import Coded, Controls, controls_of, is_marked, spell
 from luthier.data.examples import Encoded, Example, answer_text
 from luthier.data.layout import Piece, Rules, encoder_text, pieces, source
 from luthier.data.overlength import Long, Tokens, encoded, no_limit, shortened, under_policy
-from luthier.data.templates import Span, answered, next_turn
+from luthier.data.templates import Span, answered, next_turn, require_told
 from luthier.errors import DataError, ModelError, did_you_mean
 
 __all__ = ["EncodedSplit", "Rules", "all_dropped", "encode", "encode_prompt", "encode_split", "reference", "stream"]
@@ -169,6 +169,7 @@ def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) ->
     for start in range(0, len(examples), _BATCH):
         part = examples[start : start + _BATCH]
         batch = answered(tokenizer, [pieces(example, rules, controls) for example in part])
+        _require_told(part, tokenizer, rules)
         texts = [piece.text for parts in batch for piece in parts]
         found = ((coded.ids, coded.offsets) for coded in _coded(texts, tokenizer))
         for example, parts in zip(part, batch, strict=True):
@@ -183,6 +184,11 @@ def _causal_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) ->
             ]
             templated = any(piece.end != "append" for piece in parts)
             yield _joined(told, [] if templated else opening, rules, stop)
+
+
+def _require_told(examples: Sequence[Example], tokenizer: Any, rules: Rules) -> None:
+    if rules.chat:
+        require_told(tokenizer, (example for example in examples if example.kind == "chat"))
 
 
 def _coded(texts: Sequence[str], tokenizer: Any) -> Sequence[Any]:
@@ -290,6 +296,7 @@ def _seq2seq_tokens(examples: Sequence[Example], tokenizer: Any, rules: Rules) -
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
         texts = answered(tokenizer, [source(example, rules, controls) for example in batch])
+        _require_told(batch, tokenizer, rules)
         asked = tokenizer(texts, verbose=False).input_ids
         told = tokenizer(text_target=[answer_text(example) for example in batch], verbose=False).input_ids
         for example, text, ids, target in zip(batch, texts, asked, told, strict=True):

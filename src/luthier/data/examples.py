@@ -41,6 +41,7 @@ class Example:
     column of the row for the template. kind "text": `text`, all of it trained. kind "label": `text` and `label`.
     `label` is the class name; in a classification every kind has it.
     `exact`: prompt and answer of a pair are concatenated as they came, without template or space.
+    `left`: what the row says behind the last answer, which teaches nothing; told in preparation, kept nowhere.
     `id` is the hash of the content alone: the same words are the same example wherever they stand.
     """
 
@@ -53,6 +54,7 @@ class Example:
     file: str = ""
     line: int = 0
     exact: bool = False
+    left: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:

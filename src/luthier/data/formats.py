@@ -7,6 +7,7 @@ input_output, text_label, text) and the checks of each format's cells. Does not 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -38,8 +39,11 @@ class Cells:
         value = self.values.get(name)
         if value is None:
             source = self.data.columns.get(name)
-            missing = f"no `{name}`" + (f" (column `{source}`)" if source else "")
-            raise DataError(f"this row has {missing}", self.where, f"it has: {few(self.values)}")
+            named = f"`{name}`" + (f" (column `{source}`)" if source else "")
+            if name in self.values:
+                raise DataError(f"{named} is null", self.where, "fill it or take the row out")
+            hint = did_you_mean(source or name, self.values) or f"it has: {few(self.values)}"
+            raise DataError(f"this row has no {named}", self.where, hint)
         if isinstance(value, list | dict):
             raise DataError(f"`{name}` must be text, not a structure", self.where, "write it as JSON text")
         if not empty and not as_text(value).strip():
@@ -188,6 +192,11 @@ def _alias(names: Collection[str], known: Collection[str]) -> str | None:
 
 
 def _unknown(names: set[str], where: str) -> DataError:
+    known = {*QUESTIONS, *ANSWERS, *(name for each in FORMATS.values() for name in _all(each))}
+    for name in sorted(names - known - {"id"}):
+        if meant := difflib.get_close_matches(name, sorted(known - names), n=1, cutoff=0.75):
+            message = f"the columns {few(sorted(names))} fit no known format"
+            return DataError(message, where, f"`{name}`: did you mean `{meant[0]}`?")
     tongues = sorted(name for name in names if name != "id" and _are_languages([name]))
     if len(tongues) > 1:
         a, b = tongues[:2]
@@ -220,22 +229,23 @@ def _sharegpt(cells: Cells) -> Example:
 def _segments(cells: Cells) -> Example:
     """Texts as they stand, trained where their label is true. What comes after the last of those teaches nothing."""
     told = turns.from_segments(cells.values.get("segments"), cells.where)
+    left: tuple[str, ...] = ()
     if cells.answered:
         if not any(message.role == "assistant" for message in told):
             raise DataError("no segment has `label: true`: there is nothing to learn", cells.where)
-        told = told if told[-1].role == "assistant" else told[:-1]
+        told, left = _to_last_answer(told)
     columns = {name: value for name, value in cells.values.items() if name != "segments"}
     identity = content_id({"segments": [[message.role, message.content] for message in told]})
-    return Example(identity, "segments", told, columns=columns, file=cells.file, line=cells.line)
+    return Example(identity, "segments", told, columns=columns, file=cells.file, line=cells.line, left=left)
 
 
 def _chat(cells: Cells, messages: tuple[Message, ...], without: tuple[str, ...]) -> Example:
+    left: tuple[str, ...] = ()
     tools = tool_calls.tools(cells.values.get("tools"), cells.values.get("functions"), cells.where)
     tool_calls.require_one_by_one(cells.values.get("parallel_tool_calls"), messages, cells.where)
     if cells.answered:
         turns.require_answer(messages, cells.where)
-        while messages[-1].role != "assistant":  # nothing is learned after the last answer
-            messages = messages[:-1]
+        messages, left = _to_last_answer(messages)
     columns = {name: value for name, value in cells.values.items() if name not in without}
     if tools:
         columns["tools"] = tools
@@ -244,7 +254,13 @@ def _chat(cells: Cells, messages: tuple[Message, ...], without: tuple[str, ...])
         for m in messages
     ]
     identity = content_id({"messages": told, "tools": tools})
-    return Example(identity, "chat", messages, columns=columns, file=cells.file, line=cells.line)
+    return Example(identity, "chat", messages, columns=columns, file=cells.file, line=cells.line, left=left)
+
+
+def _to_last_answer(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """The messages up to the last answer, for nothing is learned behind it; and what is left out."""
+    end = 1 + max(i for i, message in enumerate(messages) if message.role == "assistant")
+    return messages[:end], tuple(message.content for message in messages[end:])
 
 
 def _prompt_completion(cells: Cells) -> Example:

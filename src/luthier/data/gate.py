@@ -9,6 +9,7 @@ grows with the rows. Letters: T = tokens of a block, R = its rows.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -195,8 +196,8 @@ CHECKS: dict[str, _Check] = {
     "G01": _Check(
         "refuse",
         "the end token of an answer is not trained: the model would never stop",
-        "let the chat template write one of the model's end tokens after every assistant turn; where only earlier ones "
-        "lack it, data.train_on: last",
+        "let the chat template (or, in segments, the row) write one of the model's end tokens after every assistant "
+        "turn; where only earlier ones lack it, data.train_on: last",
         _GENERATING,
         _no_end,
     ),
@@ -310,7 +311,8 @@ def inspect(
             noted.first += [(block.rows[i], int(place_R[i])) for i in hits[: SHOWN - len(noted.first)]]
     found = {code: noted for code, noted in found.items() if noted.count}
     places = _places(examples, {row.example_id for noted in found.values() for row, _ in noted.first})
-    return [_finding(code, noted, (split, seen), places, tokenizer) for code, noted in found.items()]
+    findings = [_finding(code, noted, (split, seen), places, tokenizer) for code, noted in found.items()]
+    return [_naming_ends(finding, facts, tokenizer) for finding in findings]
 
 
 def refuse(findings: Iterable[Finding], accepted: Collection[str] = ()) -> None:
@@ -363,6 +365,14 @@ def _finding(code: str, found: _Found, where: tuple[str, int], places: dict[str,
         excerpts=tuple(excerpt(row, place, tokenizer) for row, place in found.first) if tokenizer is not None else (),
         hint=check.hint,
     )
+
+
+def _naming_ends(finding: Finding, facts: GateFacts, tokenizer: Any) -> Finding:
+    """A missing end token can be written only by who knows which would do."""
+    if finding.code != "G01" or tokenizer is None:
+        return finding
+    ends = ", ".join(_visible(tokenizer, [end]) for end in facts.end_token_ids)
+    return dataclasses.replace(finding, hint=f"{finding.hint} (its end tokens: {ends})")
 
 
 def excerpt(row: Encoded, place: int, tokenizer: Any) -> str:

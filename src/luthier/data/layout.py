@@ -197,8 +197,8 @@ def _written(segments: Sequence[Message], train_on: str) -> list[Piece]:
 
 
 def _require_plain(example: Example) -> None:
-    if any("tool_calls" in message.extra for message in example.messages):
-        raise DataError("tool calls need a model with a chat template", example.where, "set model.chat_template")
+    if example.columns.get("tools") or any("tool_calls" in message.extra for message in example.messages):
+        raise DataError("tools need a model with a chat template", example.where, "set model.chat_template")
 
 
 def source(example: Example, rules: Rules, controls: Controls) -> Row[str]:
@@ -212,6 +212,9 @@ def source(example: Example, rules: Rules, controls: Controls) -> Row[str]:
         return _question(example, rules, controls)
     messages = _told(example, controls)
     asked = messages[:-1] if _answered(example) else messages
+    if _answered(example) and "tool_calls" in messages[-1].extra:
+        hint = "take a decoder, or end the row with the assistant's words"
+        raise DataError("an encoder-decoder answers in words, not by calling a tool", example.where, hint)
     if rules.chat:
         tools = controls.mark(example.columns.get("tools"), example.where)
         return (yield from chat_text(asked, tools, example.where))

@@ -22,7 +22,7 @@ import luthier
 from luthier import disk
 from luthier.data import census, survey
 from luthier.data.census import SIDES, Split
-from luthier.data.dataset import SPLITS, Dataset
+from luthier.data.dataset import SPLITS, Dataset, shortly
 from luthier.data.lengths import Lengths
 
 PAGE = "dataset.html"
@@ -44,6 +44,7 @@ def render(dataset: Dataset) -> str:
     sides = SIDES[:1] if dataset.labels else SIDES  # of a class's name the length says nothing
     return _template().render(
         d=dataset,
+        short=shortly(dataset),
         name=_name(dataset),
         version=luthier.__version__,
         remarks=dataset.summary.get("remarks", []),
@@ -52,7 +53,7 @@ def render(dataset: Dataset) -> str:
             (name, dataset.summary["rows"].get(name), dataset.counts[name], dataset.splits[name]) for name in SPLITS
         ],
         reasons=list(_reasons(dataset.summary)),
-        cleaning=list(dataset.summary.get("cleaning", {}).values()),
+        cleaning=[told | {"name": name} for name, told in dataset.summary.get("cleaning", {}).items()],
         classes=_classes(counted),
         more_classes=max(0, len(_all_classes(counted)) - CLASSES_SHOWN),
         charts=[_chart(side, train.lengths[side]) for side in sides if train.lengths[side].longest],
@@ -94,26 +95,14 @@ class Reason:
 
 def _reasons(summary: Mapping[str, Any]) -> Iterator[Reason]:
     """Twins, contradictions and leaks, as the summary tells them."""
-    repeats = summary.get("repeats") or {
-        "duplicates": {
-            "rows": sum(summary["duplicates"].values()),
-            "dropped": True,
-            "first": summary["duplicate_rows"],
-        },
-        "contradictions": {"rows": summary["conflicts"], "dropped": False, "first": []},
-    }
-    for step, found in repeats.items():
+    for step, found in summary["repeats"].items():
         if found["rows"]:
             fate = "dropped" if found["dropped"] else "kept"
             yield Reason(step.replace("_", " "), found["rows"], fate, tuple(found["first"][:PLACES_SHOWN]))
-    leaks = summary.get("leak_kinds", []) + summary.get("left_out", [])
-    for leak in leaks:
-        name = f"{leak['from']} rows that also stand in {leak['also_in']} ({leak['kind']})"
-        yield Reason(name, leak["rows"], "taken out", tuple(leak["first"][:PLACES_SHOWN]))
-    if summary["leaks"] and not leaks:
-        yield Reason(
-            "rows that also stand in a later split", summary["leaks"], "taken out", tuple(summary["leaked_rows"])
-        )
+    for fate, leaks in (("taken out", summary["leak_kinds"]), ("left out", summary["left_out"])):
+        for leak in leaks:
+            name = f"{leak['from']} rows that also stand in {leak['also_in']} ({leak['kind']})"
+            yield Reason(name, leak["rows"], fate, tuple(leak["first"][:PLACES_SHOWN]))
 
 
 # --- classes, lengths, languages

@@ -70,6 +70,7 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
             raise DataError("no row is left to train on", sources.name_of(data.train), hint)
         summary |= _described(sorting, labels) | {"unused_columns": _unused(columns, format_name, data)}
         summary["notes"] = sorting.notes + _notes(summary, sorting, format_name) + cleaning.notes(cleaner.tallies)
+        summary["notes"] += [_mark_note(name) for source in given.values() for name in sources.marked_files(source)]
         splits = {split: _records(sorting, split, one_kind, bool(labels)) for split in SPLITS}
         told = {"splits": origins, "summary": summary}
         files = room / "files"
@@ -293,6 +294,10 @@ def _unused(columns: Sequence[str], format_name: str, data: Data) -> list[str]:
     return [name for name in columns if name not in used | {data.group_by}]
 
 
+def _mark_note(file: str) -> str:
+    return f"{file} begins with a byte order mark, which is left out"
+
+
 def _notes(summary: Mapping[str, Any], sorting: Sorting, format_name: str) -> list[str]:
     """What a person should know of the finished splits."""
     data, train, count = sorting.data, sorting.rows("train"), summary["conflicts"]
@@ -306,7 +311,7 @@ def _notes(summary: Mapping[str, Any], sorting: Sorting, format_name: str) -> li
         if count
     ]
     notes += [
-        f"{split} is empty: {len(train):,} rows are too few to share"
+        f"{split} is empty: {len(train):,} {'row is' if len(train) == 1 else 'rows are'} too few to share"
         for split, wish in _wishes(data)
         if not len(sorting.rows(split)) and (wish is None or wish != 0)
     ]

@@ -16,11 +16,13 @@ from luthier.data import dataset_info
 from luthier.data.cells import Row, plain
 from luthier.data.json_files import json_rows
 from luthier.data.tables import parquet_rows, table_rows
+from luthier.data.textfiles import begins_with_mark
 from luthier.errors import DataError, MissingExtra, NotFound, here, near_path
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_TEXTS = SUFFIXES[:-1]
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 
 
@@ -30,7 +32,9 @@ def rows(source: Source, encoding: str | None = None) -> Iterator[Row]:
     `source` is a path (jsonl, json, csv, tsv, parquet, each also as .gz), a folder of such files (`folder[:split]`), a
     Hub data set as `org/name[/config][@revision][:split]` (`hf://` forces this reading), a name in LLaMA-Factory's
     `dataset_info.json` (`folder/dataset_info.json:name`, `folder:name`), or an iterable of mappings.
-    `encoding` reads text files that are not UTF-8. Raises NotFound at once, DataError with file:line on the way.
+    `encoding` reads text files that are not UTF-8. Text files of a folder are read by the same strict readers as a
+    single file; the library `datasets` reads other folders and the Hub. Raises NotFound at once, DataError with
+    file:line on the way.
     """
     if isinstance(source, Mapping):
         raise DataError("a data source is a path or many rows, not one mapping", hint="put the row into a list")
@@ -50,7 +54,7 @@ def _named_rows(name: str, encoding: str | None) -> Iterator[Row]:
     if path.is_file():
         return _file_rows(path, name, encoding)
     if _is_data_set(name):
-        return _data_set_rows(name)
+        return _data_set_rows(name, encoding)
     raise _missing(path, name)
 
 
@@ -105,12 +109,27 @@ def _iterable_rows(source: Iterable[Any]) -> Iterator[Row]:
         yield {str(key): plain(value, where, str(key)) for key, value in row.items()}, "rows", number
 
 
+def marked_files(source: Source) -> list[str]:
+    """The files of `source`, as messages name them, that begin with a byte order mark, which is no part of a row."""
+    if not isinstance(source, str | Path):
+        return []
+    entry = dataset_info.described(str(source))
+    name = entry.source if entry is not None else str(source)
+    files: dict[str, Path] = {name: here(name)} if here(name).is_file() else {}
+    base, split = _base_and_split(name)
+    if not files and here(base).is_dir():
+        found = _splits(base)
+        rows = found.get(split or "train", next(iter(found.values())))
+        files = rows if isinstance(rows, dict) else {}
+    return [name for name, path in files.items() if _kind(path) != ".parquet" and begins_with_mark(path, name)]
+
+
 def own_split(source: Source, split: str) -> str | None:
     """The source of `split` when `source` is a data set (Hub or folder) that has one of that name; None otherwise."""
     if not isinstance(source, str | Path) or not _is_data_set(str(source)) or dataset_info.described(str(source)):
         return None
     base, _ = _base_and_split(str(source))
-    return f"{base}:{split}" if split in _load_splits(base) else None
+    return f"{base}:{split}" if split in _splits(base) else None
 
 
 def _is_data_set(text: str) -> bool:
@@ -123,15 +142,19 @@ def _base_and_split(text: str) -> tuple[str, str | None]:
     return (base, split) if colon and "/" not in split else (text.removeprefix("hf://"), None)
 
 
-def _data_set_rows(text: str) -> Iterator[Row]:
-    """Rows by the `datasets` library: a data set of the Hub, or a folder with data files."""
+def _data_set_rows(text: str, encoding: str | None) -> Iterator[Row]:
+    """Rows of a data set of the Hub, or of a folder with data files."""
     base, split = _base_and_split(text)
-    found = _load_splits(base)
+    found = _splits(base)
     if split is None:
         split = "train" if "train" in found else next(iter(found)) if len(found) == 1 else ""
     if split not in found:
         message = f"`{base}` has no split `{split}`" if split else f"which split of `{base}`?"
         raise NotFound(message, hint=f"it has {', '.join(found)}; write {base}:SPLIT")
+    if isinstance(found[split], dict):
+        for name, path in found[split].items():
+            yield from _file_rows(path, name, encoding)
+        return
     table, name = found[split], f"{base}:{split}"
     classes = {column: kind.names for column, kind in table.features.items() if type(kind).__name__ == "ClassLabel"}
     for number, row in enumerate(table, 1):
@@ -143,8 +166,10 @@ def _data_set_rows(text: str) -> Iterator[Row]:
         yield values, name, number
 
 
-def _load_splits(base: str) -> Mapping[str, Any]:
-    """Split name → table. Raises NotFound with the library's reason, MissingExtra without the library."""
+def _splits(base: str) -> Mapping[str, Any]:
+    """Split name → what holds its rows: text files (name → path) that our own readers read, strictly, line by line; or
+    the library's table, of parquet, of other kinds, of the Hub. Raises NotFound with the library's reason, MissingExtra
+    without the library."""
     try:
         import datasets
     except ImportError:
@@ -160,12 +185,27 @@ def _load_splits(base: str) -> Mapping[str, Any]:
         raise NotFound(f"`{base}` is not the name of a data set", hint="write org/name[/config][@revision][:split]")
     try:
         with _quiet() if folder.is_dir() else _asking_once(arguments["path"]):
-            return datasets.load_dataset(**arguments)
+            return (_text_splits(folder) if folder.is_dir() else None) or datasets.load_dataset(**arguments)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         _name_the_bad_file(folder)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = near_path(folder) or "a name on the Hub (does it answer from here?), or a folder with data files"
         raise NotFound(f"cannot load `{base}`: {reason}", hint=hint) from None
+
+
+def _text_splits(folder: Path) -> dict[str, dict[str, Path]] | None:
+    """The files of each split, as the library sorts them by their names; None where not all are text in this folder, or
+    where a description beside them gives their columns another meaning."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(folder))
+    classes = any(type(kind).__name__ == "ClassLabel" for kind in (builder.info.features or {}).values())
+    found = {str(split): [Path(name) for name in names] for split, names in (builder.config.data_files or {}).items()}
+    whole, paths = folder.resolve(), [path for files in found.values() for path in files]
+    ours = all(path.is_file() and _kind(path) in _TEXTS and path.is_relative_to(whole) for path in paths)
+    if classes or not (paths and ours):
+        return None
+    return {split: {str(folder / path.relative_to(whole)): path for path in files} for split, files in found.items()}
 
 
 def _name_the_bad_file(folder: Path) -> None:

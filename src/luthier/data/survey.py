@@ -294,7 +294,8 @@ def few_steps(rows: int, batch_size: int = USUAL_BATCH, accumulate_steps: int = 
     smaller = f"`training.batch_size: {1 << fitting.bit_length() - 1}`"
     return Remark(
         "D10",
-        f"{rows:,} training rows at batch size {batch_size}{together} are {_many(steps, 'step', 'steps')} an epoch",
+        f"{_many(rows, 'training row', 'training rows')} at batch size {batch_size}{together} "
+        f"{'is' if rows == 1 else 'are'} {_many(steps, 'step', 'steps')} an epoch",
         (),
         f"with few examples take a smaller batch (PARAMETERS §4): {smaller}"
         + (", `training.accumulate_steps: 1`" if accumulate_steps > 1 else ""),
@@ -304,7 +305,7 @@ def few_steps(rows: int, batch_size: int = USUAL_BATCH, accumulate_steps: int = 
 def _few_rows(census: Census) -> Iterator[Remark]:
     rows = census["train"].rows
     if rows < ADVISED_ROWS[0]:
-        yield Remark("D11", f"{rows:,} rows to train on. {ADVICE}", (), "; ".join(learning_curve(rows)))
+        yield Remark("D11", f"{_many(rows, 'row', 'rows')} to train on. {ADVICE}", (), "; ".join(learning_curve(rows)))
 
 
 def learning_curve(rows: int, file: str = "experiment.yaml") -> tuple[str, ...]:

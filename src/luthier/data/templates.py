@@ -10,6 +10,7 @@ by side, so that a batch of rows is one message to that process.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from luthier.data import rendering
-from luthier.data.examples import Message
+from luthier.data.examples import Example, Message
 from luthier.errors import DataError, did_you_mean
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([^\W\d]\w*)\s*\}\}|\{([^\W\d]\w*)\}")
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _MARK = "Zq7luthierMark7qZ"  # stands for an answer where its place in a rendered chat is looked for
 
 Span = tuple[int, int]
@@ -207,6 +209,7 @@ def chat_spans(
                 )
             spans[index] = found
         _require_calls(messages[index], index, whole[slice(*spans[index])], where)
+        _require_said(messages[index], index, index == count - 1, whole[slice(*spans[index])], where)
     return whole, spans
 
 
@@ -217,6 +220,74 @@ def _require_calls(message: Message, index: int, text: str, where: str) -> None:
         if name not in text:
             hint = "set `model.chat_template` to one that knows tools"
             raise DataError(f"the chat template leaves out the call of `{name}` in message {index + 1}", where, hint)
+
+
+def _require_said(message: Message, index: int, last: bool, text: str, where: str) -> None:
+    """Some templates write a call and forget the words before it, or leave thoughts out: they would not be learned.
+
+    Of earlier turns a thought may be missing, for most templates take it out of what is history; their words are looked
+    for where they call a tool (without a call the turn was found by them). Spaces do not count.
+    """
+    told = {"what the assistant says": message.content if last else message.content.rpartition("</think>")[2]}
+    if last:
+        thought = next((message.extra[name] for name in _THOUGHTS if isinstance(message.extra.get(name), str)), "")
+        told["the assistant's thought"] = thought
+    elif "tool_calls" not in message.extra:
+        return
+    for what, words in told.items():
+        if words.strip() not in text and "".join(words.split()) not in "".join(text.split()):
+            hint = "take it out of the rows, or set `model.chat_template` to one that writes it"
+            raise DataError(f"the chat template leaves out {what} in message {index + 1}", where, hint)
+
+
+def require_told(tokenizer: Any, chats: Iterable[Example]) -> None:
+    """Every message that is not the assistant's, and every tool, stands in what the chat template writes.
+
+    Templates that know nothing of tools, or of a developer, skip these without a word: the model would learn answers to
+    what it never sees. Marks in their places show what is written; chats of one shape are asked about once. Raises
+    DataError with file:line.
+    """
+    shapes: dict[Any, Example] = {}
+    for chat in chats:
+        turns = tuple((m.role, bool(m.content.strip()), "tool_calls" in m.extra) for m in chat.messages)
+        shapes.setdefault((turns, len(chat.columns.get("tools") or ())), chat)
+    for chat in shapes.values():
+        marks = {i: f"{_MARK}{i}." for i, m in enumerate(chat.messages) if m.role != "assistant" and m.content.strip()}
+        told = [dataclasses.replace(m, content=marks.get(i, m.content)) for i, m in enumerate(chat.messages)]
+        tools, names = _marked_tools(chat.columns.get("tools") or [])
+        open_turn = chat.messages[-1].role != "assistant"
+        try:
+            ((text,),) = _texts(tokenizer, [Ask(told, tools or None, ((len(told), open_turn),), chat.where)])
+        except DataError:
+            continue  # it cannot bear the marks: nothing is known
+        for i, mark in marks.items():
+            if mark not in text:
+                role = chat.messages[i].role
+                raise _left_out(f"message {i + 1}, which the {role} says", role, chat.where)
+        if any(name not in text for name in names):
+            raise _left_out("the tools", "tools", chat.where)
+
+
+def _marked_tools(tools: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """The tools with a mark for the name of each that has one, and these marks."""
+    told, marks = [], []
+    for i, tool in enumerate(tools):
+        function = tool.get("function")
+        if isinstance(function, dict) and "name" in function:
+            marks.append(f"{_MARK}tool{i}.")
+            tool = {**tool, "function": {**function, "name": marks[-1]}}
+        told.append(tool)
+    return told, marks
+
+
+def _left_out(what: str, of: str, where: str) -> DataError:
+    ways = {
+        "developer": "name the role `system`, or set",
+        "tool": "take a base whose template knows tools, or set",
+        "tools": "take `tools` out of the rows if the model shall not see them, or set",
+    }
+    hint = f"{ways.get(of, 'take it out of the rows, or set')} `model.chat_template`"
+    return DataError(f"the chat template leaves out {what}", where, hint)
 
 
 def _rewritten(

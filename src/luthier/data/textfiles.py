@@ -200,6 +200,12 @@ class _Watch:
             raise DataError(f"the file looks like {other.name}, not {self.encoding}", where, hint)
 
 
+def begins_with_mark(path: Path, name: str) -> bool:
+    """Whether a UTF-8 text begins with a byte order mark, which is no part of what it says."""
+    with open_bytes(path, name) as stream:
+        return stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+
 def check_ratio(unpacked: int, path: Path, where: str) -> None:
     """Refuse a .gz that unpacks to a monstrous multiple of its size: damaged, or meant to fill the machine."""
     if unpacked > FREE_UNPACKED and unpacked > MAX_RATIO * path.stat().st_size:

@@ -32,12 +32,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     is the file's (and does not count as chosen). Raises NotFound, and SpecError that names file:line or `--set path`.
     """
     path = Path(path)
-    written = text.read(text.read_text(path), str(path))
-    shorthands = {kind.root: kind.shorthand for kind in sections() if kind.shorthand}
-    written = text.override(
-        written, overrides, shorthands, [("data", "columns"), ("data", "labels"), ("search", "space")], _holds_text
-    )
-    experiment = _validated(_beside(written.values, shorthands, path.parent), written.place)
+    written = _overridden(text.read(text.read_text(path), str(path)), overrides)
+    experiment = _validated(_beside(written.values, path.parent), written.place)
     if experiment.name is None:
         name = re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-")[:64] or "experiment"
         fields = dict(experiment) | {"name": name}
@@ -56,9 +52,23 @@ def _holds_text(path: tuple[str, ...]) -> bool:
     return False
 
 
-def from_mapping(mapping: Mapping[str, Any], where: str = "") -> Experiment:
-    """The experiment in plain values (a REST body, a form). Raises SpecError; `where` names their origin in it."""
-    return _validated(mapping, lambda path: where or None)
+def from_mapping(mapping: Mapping[str, Any], where: str = "", overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in plain values (a REST body, a form), `overrides` laid over it as in `load`.
+
+    Raises SpecError; `where` names the values' origin in it.
+    """
+    written = _overridden(text.Written(dict(mapping), {}), overrides)
+    return _validated(written.values, lambda path: written.place(path) or where or None)
+
+
+def _overridden(written: text.Written, overrides: Sequence[str]) -> text.Written:
+    tables = [("data", "columns"), ("data", "labels"), ("search", "space")]
+    return text.override(written, overrides, _shorthands(), tables, _holds_text)
+
+
+def _shorthands() -> dict[tuple[str, ...], str]:
+    """Section → the key that a plain text in its place stands for."""
+    return {kind.root: kind.shorthand for kind in sections() if kind.shorthand}
 
 
 def _validated(values: Mapping[str, Any], place: Callable[[tuple[str, ...]], str | None]) -> Experiment:
@@ -68,9 +78,9 @@ def _validated(values: Mapping[str, Any], place: Callable[[tuple[str, ...]], str
         raise wording.explain(error, known_paths(), place) from None
 
 
-def _beside(values: dict[str, Any], shorthands: Mapping[tuple[str, ...], str], folder: Path) -> dict[str, Any]:
+def _beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`values` with what exists in `folder` named by its whole path, and a chat template read."""
-    values = dict(values)
+    values, shorthands = dict(values), _shorthands()
     for section in ("model", "data"):
         part = values.get(section)
         part = {shorthands[section,]: part} if isinstance(part, str) else part
