@@ -70,7 +70,7 @@ ATTACKS = {
     "a large text": "SELECT replace(printf('%.900000c', 'x'), 'x', 'yy')",
     "a text that doubles": "WITH RECURSIVE n(x) AS (SELECT 'x' UNION ALL SELECT x || x FROM n) SELECT max(x) FROM n",
     "large rows": COUNT.format("LIMIT 9000", "printf('%.900000c', 'x')"),
-    "wide rows": f"SELECT {', '.join(['printf(''%.900000c'', ''x'')'] * 200)}",
+    "wide rows": f"SELECT {', '.join(['printf(%.900000c, x)'] * 200)}",
     "a large sort": COUNT.format("LIMIT 5000", "printf('%.900000c%d', 'x', x) AS a") + " ORDER BY a",
     "a large group": COUNT.format("LIMIT 200000", "group_concat(printf('%.1000c', 'x'))"),
     "many rows": COUNT.format("LIMIT 20000", "x"),

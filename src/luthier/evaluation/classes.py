@@ -133,7 +133,7 @@ def _one_auc(scores_N: np.ndarray, positive_N: np.ndarray) -> Weighted:
 
 
 def ece(right_N: np.ndarray, confidence_N: np.ndarray) -> Weighted:
-    """Expected calibration error: how far confidence and accuracy lie apart, over bins of equal width (Guo et al. 2017).
+    """Expected calibration error: how far confidence and accuracy lie apart, in bins of equal width (Guo et al. 2017).
 
     `confidence_N` is the probability the row gave its own answer; a bin holds its upper edge. A small sample makes it
     too large, and so does drawing rows again: its interval leans upwards.

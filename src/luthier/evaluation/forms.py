@@ -1,6 +1,6 @@
 """Is an answer of the wanted form: JSON, JSON that a schema allows, text in which a pattern is found.
 
-Lives here: the three questions, each a function of the answer alone. Does not live here: exact match (`normalisers.py`).
+Lives here: the three questions, each of the answer alone. Does not live here: exact match (`normalisers.py`).
 What is asked comes from the experiment, the answer from a model: neither may hold the evaluation up or leave it.
 """
 
@@ -71,7 +71,9 @@ def fits(path: str) -> Question:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise SpecError(f"not a JSON Schema: {error.message} (at {error.json_path})", where=path) from None
-    validator = jsonschema.validators.extend(kind, {"pattern": _pattern})(schema, registry=_registry(schema, kind, path))
+    validator = jsonschema.validators.extend(kind, {"pattern": _pattern})(
+        schema, registry=_registry(schema, kind, path)
+    )
 
     @lru_cache(maxsize=1 << 14)  # intervals and tests ask for a row again
     def question(answer: str) -> bool:

@@ -55,7 +55,7 @@ class _Child:
         return self.owner == os.getpid() and not self.ended and self.process.poll() is None
 
     def ask(self, line: bytes) -> bool | None:
-        """What `same_result` gives. A process that ends over the reference has no verdict, over the answer a bad one."""
+        """What `same_result` gives. A process that ends over the reference has no verdict, over the answer: wrong."""
         with contextlib.suppress(BrokenPipeError):  # it has ended: the missing reply says so
             self.process.stdin.write(line)  # type: ignore[union-attr]
             self.process.stdin.flush()  # type: ignore[union-attr]

@@ -3,8 +3,8 @@
 Lives here: sqlite's own limits, and those this process lays on itself before it reads anything. Does not live here: who
 starts it and what is made of its end (`sql.py`). It imports the standard library alone, and speaks JSON lines.
 
-In: `[reference, answer, setup]`. Out: first `true` or `false` for whether the reference gave a result; if it did, `true`
-or `false` for whether the answer gave the same. A breach of a limit that sqlite cannot name ends the process.
+In: `[reference, answer, setup]`. Out: first `true` or `false` for whether the reference gave a result; if it did,
+`true` or `false` for whether the answer gave the same. A breach of a limit that sqlite cannot name ends the process.
 """
 
 from __future__ import annotations
