@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md has every metric as the table has it. `python -m tests.evaluation.test_metrics_page` writes it."""
+"""docs/reference/metrics.md is the table of metrics, written by `python -m tests.evaluation.test_metrics_page`."""
 
 from __future__ import annotations
 
