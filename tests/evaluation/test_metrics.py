@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from luthier.errors import DataError, LuthierError, SpecError
+from luthier.errors import DataError, LuthierError, MissingExtra, SpecError
 from luthier.evaluation import classes
 from luthier.evaluation.metrics import (
     FAMILIES,
@@ -93,6 +94,7 @@ def test_a_whole_metric_of_weights_is_that_of_the_drawn_rows(name: str) -> None:
         assert of(weights) == pytest.approx(again(np.ones((1, 5))))
 
 
+@pytest.mark.filterwarnings("ignore:A single label")
 def test_mcc_of_one_class_is_nothing() -> None:
     assert value("mcc", [prediction("a", "a"), prediction("a", "a")]) == 0 == sklearn.matthews_corrcoef([1, 1], [1, 1])
     assert value("mcc", [prediction("a", "a"), prediction("a", "b")]) == 0 == sklearn.matthews_corrcoef([1, 1], [1, 0])
@@ -389,6 +391,16 @@ def test_a_missing_schema_names_its_neighbour(tmp_path: Path) -> None:
     with pytest.raises(LuthierError) as caught:
         by_name([name.replace("order", "ordr")])
     assert caught.value.hint is not None and "order.json" in caught.value.hint
+
+
+def test_without_the_library_the_command_that_installs_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = schema(tmp_path, ORDER)
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    with pytest.raises(MissingExtra) as caught:
+        by_name([name])
+    assert caught.value.hint == 'pip install "luthier[schema]"'
 
 
 def test_a_schema_s_pattern_may_not_hold_the_evaluation_up(tmp_path: Path) -> None:
