@@ -93,3 +93,32 @@ def test_dotted_paths_only_where_allowed():
     assert plugins.find("metric", "os.path:basename", BUILT_IN, dotted_paths=True)("a/b") == "b"
     with pytest.raises(SpecError, match="cannot be loaded: ModuleNotFoundError"):
         plugins.find("metric", "no.such:thing", BUILT_IN, dotted_paths=True)
+
+
+METRICS = """
+from luthier.evaluation.metrics import Metric, METRICS
+
+def starts_alike(answer, reference, columns) -> bool:
+    return answer[:1] == reference[:1]
+
+whole = Metric("acme_bleu", "Acme's BLEU", "whole", METRICS["bleu"].row, METRICS["bleu"].whole, top=100.0)
+"""
+
+
+def test_a_metric_of_an_installed_package_is_one_by_its_name(package):
+    from luthier.evaluation.metrics import METRICS as TABLE
+    from luthier.evaluation.metrics import Prediction, by_name, measure
+
+    package("acme", {"first_letter": "acme:starts_alike", "acme_bleu": "acme:whole"}, METRICS)
+    rows = [Prediction("1", "rows.jsonl:1", "", ("a cat sat here",), said) for said in ("a cat sat there", "no")]
+    letter, whole = by_name(["first_letter", "acme_bleu"])
+    assert (letter.name, letter.kind, measure(letter, rows).score.value) == ("first_letter", "share", 0.5)
+    assert measure(whole, rows).score == measure(TABLE["bleu"], rows).score
+
+
+def test_what_is_neither_function_nor_metric_is_refused(package):
+    from luthier.evaluation.metrics import by_name
+
+    package("acme", {"half": "acme:half"}, "half = 3\n")
+    with pytest.raises(SpecError, match="is not a function"):
+        by_name(["half"])

@@ -158,6 +158,17 @@ def test_paths_are_the_file_s_neighbours(write, tmp_path, monkeypatch):
     assert spec.load(write("model: org/base\ndata: rows.jsonl\n")).data.train == one.data.train
 
 
+def test_a_schema_s_file_beside_the_experiment_is_named_by_its_whole_path(write, tmp_path):
+    (tmp_path / "order.json").write_text("{}")
+    metrics = "[accuracy, 'json_schema:order.json', 'regex:order.json', 'json_schema:nowhere.json']"
+    one = spec.load(write(f"model: m\ndata: x\nevaluation: {{metrics: {metrics}}}\n"))
+    whole = f"json_schema:{tmp_path / 'order.json'}"
+    assert one.evaluation.metrics == ("accuracy", whole, "regex:order.json", "json_schema:nowhere.json")
+    assert spec.load(
+        write("model: m\ndata: x\nevaluation: {metrics: json_schema:order.json}\n")
+    ).evaluation.metrics == (whole,)
+
+
 def test_a_chat_template_s_file_is_read(write, tmp_path):
     (tmp_path / "t.jinja").write_text("{{ messages[0]['content'] }}")
     one = spec.load(write("model: {name: m, chat_template: t.jinja}\ndata: x\n"))

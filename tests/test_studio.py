@@ -218,8 +218,10 @@ def test_the_plan_reads_no_run_and_makes_none(studio: Studio, experiment: Experi
 def test_a_run_speaks_is_evaluated_on_other_rows_and_compared(
     studio: Studio, experiment: Experiments, tmp_path: Path
 ) -> None:
-    run = studio.tune(experiment(task="generation", evaluation={"max_new_tokens": 6, "limit": 1}))
-    assert report(run).scores["exact_match"].n == 1
+    asked = {"max_new_tokens": 6, "limit": 1, "metrics": ["exact_match", "exact_match:case", "regex:^r?"]}
+    run = studio.tune(experiment(task="generation", evaluation=asked))
+    assert report(run).scores["exact_match"].n == 1 and report(run).scores["regex:^r?"].value == 1
+    assert "exact match (case)" in (run.path / "report.html").read_text(encoding="utf-8")
     [reply] = studio.generate(run, ["item 3?"], base=True)
     assert reply.base is not None and isinstance("".join(reply.tuned) + "".join(reply.base), str)
     fresh = rows.write(tmp_path / "fresh.jsonl", [{"input": "item 900?", "output": "red"}] * 2)
@@ -232,10 +234,10 @@ def test_a_run_speaks_is_evaluated_on_other_rows_and_compared(
     assert "1 of these 2 rows were trained on: on them a score is memory, not skill" in mixed.notes
     assert mixed.scores["exact_match"].n == 2  # `evaluation.limit` was for the run's own test
     slower = FEW | {"learning_rate": 2e-3}
-    other = studio.tune(experiment(task="generation", evaluation={"max_new_tokens": 6, "limit": 1}, training=slower))
+    other = studio.tune(experiment(task="generation", evaluation=asked, training=slower))
     compared = studio.compare([run, other])
     assert compared["exact_match"][0].n == report(run).scores["exact_match"].n
-    assert other.id in compared["exact_match"][0].sentence
+    assert other.id in compared["exact_match"][0].sentence and set(compared) == set(asked["metrics"])
 
 
 @pytest.fixture

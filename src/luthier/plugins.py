@@ -2,7 +2,8 @@
 
 Lives here: finding and loading. Does not live here: what a plugin must do (`testing.py` has the contract tests).
 
-A package offers a metric by an entry point of the group `luthier.metric`: `[project.entry-points."luthier.metric"]`.
+A package offers a metric by an entry point of the group `luthier.metric`: `[project.entry-points."luthier.metric"]`,
+which names a function, or a value of the kind's own type (for a metric a `Metric`).
 """
 
 from __future__ import annotations
@@ -17,24 +18,26 @@ from luthier.errors import SpecError, did_you_mean
 Function = Callable[..., Any]
 
 
-def find(kind: str, name: str, built_in: Mapping[str, Any], *, dotted_paths: bool = False) -> Any:
+def find(
+    kind: str, name: str, built_in: Mapping[str, Any], *, dotted_paths: bool = False, ready: type | None = None
+) -> Any:
     """What `name` stands for among the plugins of `kind` ("metric", "format", "tracker", "engine").
 
     `built_in` values are returned as they are, but for text "module:function", which is imported. No package can take
     a built-in name over. "module:function" as a name runs code of the user's choice: only where `dotted_paths`
-    says that the user is the owner of this process. Raises SpecError.
+    says that the user is the owner of this process. `ready`: the type of what need not be a function. Raises SpecError.
     """
     if name in built_in:
         found = built_in[name]
-        return _imported(kind, found, f"built-in {kind} `{name}`") if isinstance(found, str) else found
+        return _imported(found, f"built-in {kind} `{name}`", ready) if isinstance(found, str) else found
     offers = [entry for entry in metadata.entry_points(group=f"luthier.{kind}") if entry.name == name]
     if len({entry.value for entry in offers}) > 1:
         packages = ", ".join(sorted(entry.dist.name if entry.dist else entry.value for entry in offers))
         raise SpecError(f"several packages offer a {kind} `{name}`: {packages}", hint="uninstall all but one of them")
     if offers:
-        return _imported(kind, offers[0].value, f"{kind} `{name}` of the package {_package(offers[0])}")
+        return _imported(offers[0].value, f"{kind} `{name}` of the package {_package(offers[0])}", ready)
     if ":" in name and dotted_paths:
-        return _imported(kind, name, f"{kind} `{name}`")
+        return _imported(name, f"{kind} `{name}`", ready)
     if ":" in name:
         raise SpecError(
             f"`{name}`: a {kind} by path runs code, which is not allowed here", hint="use an installed plugin"
@@ -53,7 +56,7 @@ def _package(entry: metadata.EntryPoint) -> str:
     return entry.dist.name if entry.dist else entry.module
 
 
-def _imported(kind: str, path: str, what: str) -> Any:
+def _imported(path: str, what: str, ready: type | None) -> Any:
     module, _, attribute = path.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -63,6 +66,6 @@ def _imported(kind: str, path: str, what: str) -> Any:
         raise SpecError(
             f"the {what} cannot be loaded: {type(error).__name__}: {error}", hint=f"it is `{path}`"
         ) from error
-    if not callable(found):
+    if not callable(found) and (ready is None or not isinstance(found, ready)):
         raise SpecError(f"the {what} is not a function (`{path}`)")
     return found

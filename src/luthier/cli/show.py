@@ -233,6 +233,16 @@ def run_facts(run: Run) -> dict[str, Any]:
     }
 
 
+def _spoken(metric: str) -> str:
+    """A metric's name in words; what it was told after a colon, a file's name without its folders, stays as it is.
+
+    >>> _spoken("rouge_l"), _spoken("json_schema:/a_b/c_d.json"), _spoken("regex:^a_/b$")
+    ('rouge l', 'json schema:c_d.json', 'regex:^a_/b$')
+    """
+    first, colon, told = metric.partition(":")
+    return first.replace("_", " ") + colon + (told.rpartition("/")[2] if first == "json_schema" else told)
+
+
 def scores(report: Report) -> None:
     """Every score of a report with its interval, the base's beside it."""
     from luthier.evaluation.report import say as in_words
@@ -240,10 +250,7 @@ def scores(report: Report) -> None:
     def told(score: Score | None) -> str:
         return "" if score is None else in_words(score, None if score.high > 1 else 1.0, with_n=True)
 
-    rows = [
-        (name.replace("_", " "), told(score), told(report.base_scores.get(name)))
-        for name, score in report.scores.items()
-    ]
+    rows = [(_spoken(name), told(score), told(report.base_scores.get(name))) for name, score in report.scores.items()]
     table(("metric", report.subject.name, report.subject.against if report.base_scores else ""), rows)
 
 

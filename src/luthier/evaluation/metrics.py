@@ -1,141 +1,81 @@
-"""What an answer is worth: a table of metrics, each giving a value per row and one Score with its 95 % interval.
+"""What an answer is worth: the table of metrics, and which of them a task has by default.
 
-Lives here: the table, its defaults by task, and a plain Python function as a metric.
-Does not live here: how intervals are made (`statistics.py`), text overlap (`overlap.py`), running SQL (`sql.py`).
-
-Letters: N rows, B resamples, C classes.
+Lives here: what each metric asks of a row. Does not live here: what a metric is (`measuring.py`), what two texts share
+(`overlap.py`), what exact match overlooks (`normalisers.py`), the form of an answer (`forms.py`), scores of classes
+(`classes.py`), running SQL (`sql.py`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from luthier import plugins
-from luthier.errors import DataError
-from luthier.evaluation import overlap, statistics
+from luthier.errors import SpecError, did_you_mean
+from luthier.evaluation import classes, forms, overlap
+from luthier.evaluation.measuring import Family, Measured, Metric, Prediction, from_function, measure, weighted
+from luthier.evaluation.normalisers import NORMALISERS, last_number, squad
 from luthier.evaluation.sql import same_result
 from luthier.evaluation.statistics import Weighted
-from luthier.runs import Score
+
+__all__ = [
+    "FAMILIES",
+    "METRICS",
+    "Measured",
+    "Metric",
+    "Prediction",
+    "by_name",
+    "clean",
+    "default_metrics",
+    "from_function",
+    "measure",
+    "weighted",
+]
 
 SETUP_COLUMN = "setup"  # the column whose CREATE and INSERT statements make a row's database
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One row as one model answered it. The first of `references` is the one that is shown; any of them is right.
-
-    `probabilities` by class name, empty where there are no classes. `nll` is the negative log-likelihood (nats) of the
-    reference's `tokens` tokens given the prompt, None where it was not computed. `columns` are the row's own columns.
-    """
-
-    id: str
-    where: str
-    prompt: str
-    references: tuple[str, ...]
-    answer: str
-    stopped: bool = True
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    nll: float | None = None
-    tokens: int = 0
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A name and what it means.
-
-    kind "share": rows are right (1) or wrong (0); Wilson and McNemar. "mean": the mean of the rows; bootstrap and
-    permutation. "whole": `whole` makes a function of row weights from all rows; the same tests, `row` is for reading.
-    `row` gives None where the metric has no meaning for the row, which then does not count in n.
-    """
-
-    name: str
-    title: str
-    kind: Literal["share", "mean", "whole"]
-    row: Callable[[Prediction], float | None]
-    whole: Callable[[Sequence[Prediction]], Weighted] | None = None
-    higher_is_better: bool = True
-    top: float | None = 1.0  # the scale's upper end, None if it has none
-    rule: str = ""  # what counts, in words
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A metric over a set of predictions; `rows` stand in the order of the predictions."""
-
-    score: Score
-    rows: tuple[float | None, ...]
-
-
-def measure(metric: Metric, predictions: Sequence[Prediction]) -> Measured | None:
-    """The score with its interval, or None if the rows do not have what the metric needs."""
-    rows = tuple(metric.row(prediction) for prediction in predictions)
-    usable = [(p, v) for p, v in zip(predictions, rows, strict=True) if v is not None]
-    if not usable:
-        return None
-    n = len(usable)
-    of = weighted(metric, [p for p, _ in usable], [v for _, v in usable])
-    value = statistics.value(of, n)
-    if not np.isfinite(value):
-        return None
-    if metric.kind == "share":
-        low, high = statistics.wilson(sum(v for _, v in usable), n)
-    else:
-        low, high = statistics.bootstrap(of, n)
-    return Measured(Score(value, min(low, value), max(high, value), n), rows)
-
-
-def weighted(metric: Metric, predictions: Sequence[Prediction], rows: Sequence[float]) -> Weighted:
-    """The metric as a function of row weights."""
-    return statistics.mean_of(rows) if metric.whole is None else metric.whole(predictions)
-
-
 def by_name(names: Iterable[str | Callable[..., Any]], *, dotted_paths: bool = False) -> list[Metric]:
-    """Metrics by name (built in, from an installed package, or "module:function" where allowed), or plain functions.
+    """Metrics by name, each once: built in (`exact_match`, `regex:PATTERN`), from an installed package, or
+    "module:function" where allowed; or plain functions.
 
-    Raises SpecError for an unknown name, with the nearest known one.
+    Raises SpecError for an unknown name or argument, with the nearest known one; NotFound for a missing schema file.
     """
-    found = []
+    found: dict[str, Metric] = {}
     for name in names:
-        known = plugins.find("metric", name, METRICS, dotted_paths=dotted_paths) if isinstance(name, str) else name
-        found.append(known if isinstance(known, Metric) else from_function(known))
-    return found
+        metric = _named(name, dotted_paths) if isinstance(name, str) else from_function(name)
+        found.setdefault(metric.name, metric)
+    return list(found.values())
 
 
-def from_function(function: Callable[..., Any], name: str | None = None) -> Metric:
-    """A metric from `function(answer, reference, columns)`, which returns a bool (right or wrong) or a number.
-
-    Right-or-wrong functions are declared by their return annotation `-> bool`; anything else is averaged.
-    """
-    name = name or function.__name__
-    right_or_wrong = function.__annotations__.get("return") in (bool, "bool")
-
-    def row(p: Prediction) -> float | None:
-        try:
-            values = [function(p.answer, reference, dict(p.columns)) for reference in p.references]
-        except Exception as error:
-            raise DataError(f"metric `{name}` failed: {type(error).__name__}: {error}", where=p.where) from error
-        known = [float(value) for value in values if value is not None]
-        return max(known) if known else None
-
-    return Metric(name, name.replace("_", " "), "share" if right_or_wrong else "mean", row, top=None)
+def _named(name: str, dotted_paths: bool) -> Metric:
+    first, colon, argument = name.partition(":")
+    if first in FAMILIES and (colon or first not in METRICS):
+        family = FAMILIES[first]
+        if not argument:
+            written = f"{first}:{family.argument}"
+            raise SpecError(f"`{first}` needs to be told what: `{written}`", hint=f"write `{written}`")
+        return family.make(argument)
+    if first in METRICS and colon:
+        raise SpecError(f"`{name}`: `{first}` takes nothing after a colon", hint=f"write `{first}`")
+    if colon and not dotted_paths and (hint := did_you_mean(first, [*METRICS, *FAMILIES])):
+        raise SpecError(f"there is no metric `{first}`", hint=hint)
+    offered = plugins.find("metric", name, FAMILIES | METRICS, dotted_paths=dotted_paths, ready=Metric)
+    return offered if isinstance(offered, Metric) else from_function(offered, name)
 
 
 def default_metrics(task: str, columns: Collection[str] = (), labels: Sequence[str] = ()) -> tuple[str, ...]:
-    """Metric names for a task, the one the verdict leads with first.
+    """Metric names for a task, the one the verdict leads with first. None of them is slow.
 
     >>> default_metrics("classification", labels=("no", "yes"))
-    ('accuracy', 'macro_f1', 'auc')
+    ('accuracy', 'macro_f1', 'mcc', 'auc', 'ece')
     >>> default_metrics("generation", columns=("input", "output", "setup"))
     ('exact_match', 'sql_execution', 'perplexity')
     """
-    if task == "classification":
-        return ("accuracy", "macro_f1", "auc") if len(labels) == 2 else ("accuracy", "macro_f1")
+    if task == "classification":  # a closed set of classes has probabilities
+        return ("accuracy", "macro_f1", "mcc", *(["auc"] if len(labels) == 2 else []), *(["ece"] if labels else []))
     if SETUP_COLUMN in columns:
         return ("exact_match", "sql_execution", "perplexity")
     return {
@@ -160,19 +100,24 @@ def clean(text: str, end_tokens: Sequence[str] = ()) -> str:
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
-def _is_right(p: Prediction) -> float:
-    return float(p.answer.strip() in {reference.strip() for reference in p.references})
+def _best(compare: Callable[[str, str], float]) -> Callable[[Prediction], float]:
+    return lambda p: max(compare(p.answer, reference) for reference in p.references)
 
 
-def _is_json(p: Prediction) -> float:
-    def refuse(word: str) -> None:
-        raise ValueError(word)  # NaN and Infinity are Python's, not JSON's
+def _asks(question: Callable[[str], bool]) -> Callable[[Prediction], float]:
+    return lambda p: float(question(p.answer))
 
-    try:
-        json.loads(p.answer, parse_constant=refuse)
-    except (ValueError, RecursionError):
-        return 0.0
-    return 1.0
+
+def _same(normalise: Callable[[str], str]) -> Callable[[Prediction], float]:
+    return lambda p: float(normalise(p.answer) in {normalise(reference) for reference in p.references})
+
+
+_is_right = _same(str.strip)
+
+
+def _same_number(p: Prediction) -> float | None:
+    wanted = {last_number(reference) for reference in p.references} - {None}
+    return float(last_number(p.answer) in wanted) if wanted else None
 
 
 def _runs_like_reference(p: Prediction) -> float | None:
@@ -183,8 +128,8 @@ def _runs_like_reference(p: Prediction) -> float | None:
     return float(any(known)) if known else None
 
 
-def _best(compare: Callable[[str, str], float]) -> Callable[[Prediction], float]:
-    return lambda p: max(compare(p.answer, reference) for reference in p.references)
+def _token_f1(answer: str, reference: str) -> float:
+    return overlap.token_f1(squad(answer), squad(reference))
 
 
 def _chrf_counts(p: Prediction) -> np.ndarray:
@@ -196,12 +141,24 @@ def _bleu_counts(p: Prediction) -> np.ndarray:
     return overlap.bleu_counts(p.answer, p.references)
 
 
+def _ter_counts(p: Prediction) -> np.ndarray:
+    return np.array(overlap.ter_counts(p.answer, p.references))
+
+
 def _per_token(p: Prediction) -> float | None:
     return float(np.exp(p.nll / p.tokens)) if p.nll is not None and p.tokens else None
 
 
 def _probability_of_right(p: Prediction) -> float | None:
     return p.probabilities.get(p.references[0], 0.0) if p.probabilities else None
+
+
+def _confidence(p: Prediction) -> float:
+    return p.probabilities.get(p.answer, 0.0)
+
+
+def _overconfidence(p: Prediction) -> float | None:
+    return abs(_is_right(p) - _confidence(p)) if p.probabilities else None
 
 
 # ---------------------------------------------------------------------------------------------------------- whole sets
@@ -227,127 +184,146 @@ def _perplexity(predictions: Sequence[Prediction]) -> Weighted:
     return of
 
 
+def _sides(predictions: Sequence[Prediction]) -> tuple[list[str], list[str]]:
+    """The class of each row, and the one answered."""
+    return [p.references[0].strip() for p in predictions], [p.answer.strip() for p in predictions]
+
+
 def _f1(average: Literal["macro", "micro"]) -> Callable[[Sequence[Prediction]], Weighted]:
-    """F1 over the classes that occur as reference or answer, as scikit-learn's default."""
+    return lambda predictions: classes.f1(*_sides(predictions), average)
 
-    def whole(predictions: Sequence[Prediction]) -> Weighted:
-        pairs = [(p.references[0].strip(), p.answer.strip()) for p in predictions]
-        place = {name: c for c, name in enumerate(sorted({name for pair in pairs for name in pair}))}
-        gold_NC, said_NC = (np.eye(len(place))[[place[pair[k]] for pair in pairs]] for k in (0, 1))
 
-        def of(weights_BN: np.ndarray) -> np.ndarray:
-            hits_BC = weights_BN @ (gold_NC * said_NC)
-            sizes_BC = weights_BN @ (gold_NC + said_NC)
-            if average == "micro":
-                return 2 * hits_BC.sum(axis=1) / sizes_BC.sum(axis=1)
-            present = sizes_BC > 0
-            return np.where(present, 2 * hits_BC / np.where(present, sizes_BC, 1), 0).sum(axis=1) / present.sum(axis=1)
-
-        return of
-
-    return whole
+def _mcc(predictions: Sequence[Prediction]) -> Weighted:
+    return classes.mcc(*_sides(predictions))
 
 
 def _auc(predictions: Sequence[Prediction]) -> Weighted:
-    """Area under the ROC curve: of two classes the second against the first, of more the mean of each against the rest.
-
-    Not a number if the rows know fewer than two classes.
-    """
-    classes = sorted({p.references[0] for p in predictions})
-    if len(classes) < 2:
-        return lambda weights_BN: np.full(len(weights_BN), np.nan)
-    curves = [
-        _one_auc(
-            np.array([p.probabilities.get(name, 0.0) for p in predictions]),
-            np.array([p.references[0] == name for p in predictions]),
-        )
-        for name in (classes if len(classes) > 2 else classes[1:])
-    ]
-
-    def of(weights_BN: np.ndarray) -> np.ndarray:
-        areas_CB = np.stack([curve(weights_BN) for curve in curves])
-        known = ~np.isnan(areas_CB)
-        total = np.where(known, areas_CB, 0).sum(axis=0)
-        return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), 0.5)
-
-    return of
+    gold = [p.references[0] for p in predictions]
+    names = sorted(set(gold))
+    return classes.auc(gold, np.array([[p.probabilities.get(name, 0.0) for name in names] for p in predictions]), names)
 
 
-def _one_auc(scores_N: np.ndarray, positive_N: np.ndarray) -> Weighted:
-    """Mann-Whitney's U over pairs, ties count half; nan where a resample lacks one of the two sides."""
-    order = np.argsort(scores_N, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores_N[order]) > 0])  # one group per distinct score
-
-    def of(weights_BN: np.ndarray) -> np.ndarray:
-        sorted_BN = weights_BN[:, order]
-        positive_BG = np.add.reduceat(sorted_BN * positive_N[order], starts, axis=1)
-        negative_BG = np.add.reduceat(sorted_BN * ~positive_N[order], starts, axis=1)
-        below_BG = np.cumsum(negative_BG, axis=1) - negative_BG / 2
-        pairs_B = positive_BG.sum(axis=1) * negative_BG.sum(axis=1)
-        wins_B = (positive_BG * below_BG).sum(axis=1)
-        return np.where(pairs_B > 0, wins_B / np.where(pairs_B > 0, pairs_B, 1), np.nan)
-
-    return of
+def _ece(predictions: Sequence[Prediction]) -> Weighted:
+    return classes.ece(np.array([_is_right(p) for p in predictions]), np.array([_confidence(p) for p in predictions]))
 
 
 def confusion(predictions: Sequence[Prediction]) -> tuple[list[str], np.ndarray]:
     """(class names, counts_CC): rows are the references, columns the answers."""
-    names = sorted({p.references[0].strip() for p in predictions} | {p.answer.strip() for p in predictions})
-    place = {name: c for c, name in enumerate(names)}
-    counts = np.zeros((len(names), len(names)), np.int64)
-    for p in predictions:
-        counts[place[p.references[0].strip()], place[p.answer.strip()]] += 1
-    return names, counts
+    return classes.confusion(*_sides(predictions))
+
+
+def by_class(predictions: Sequence[Prediction]) -> list[classes.OneClass]:
+    """Precision, recall, F1 and n of each class that occurs as reference or answer."""
+    return classes.table(*_sides(predictions))
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
 
-_SAME = "the answer equals a reference once end tokens and surrounding white space are stripped"
+
+def _exact(argument: str) -> Metric:
+    if argument not in NORMALISERS:
+        hint = did_you_mean(argument, NORMALISERS) or f"known: {', '.join(NORMALISERS)}"
+        raise SpecError(f"`exact_match:{argument}`: exact match knows no `{argument}`", hint=hint)
+    if argument == "strip":
+        return METRICS["exact_match"]
+    normalise, overlooked = NORMALISERS[argument]
+    rule = f"the answer equals a reference; what does not count: {overlooked}"
+    return Metric(f"exact_match:{argument}", f"exact match ({argument})", "share", _same(normalise), rule=rule)
+
+
+def _pattern(argument: str) -> Metric:
+    rule = f"`{argument}` is found in the answer"
+    return Metric(f"regex:{argument}", f"regex {argument}", "share", _asks(forms.has(argument)), rule=rule)
+
+
+def _schema(argument: str) -> Metric:
+    rule = f"the whole answer is JSON that the schema {argument} allows"
+    title = f"JSON schema {argument.rpartition('/')[2]}"
+    return Metric(f"json_schema:{argument}", title, "share", _asks(forms.fits(argument)), rule=rule)
+
+
+def _worse(name: str, title: str, row: Any, whole: Any, top: float | None, rule: str, source: str) -> Metric:
+    """A whole metric of which less is better."""
+    return Metric(name, title, "whole", row, whole, higher_is_better=False, top=top, rule=rule, source=source)
+
+
+def _corpus(name: str, title: str, counts: Any, score: Any, one: Any, rule: str) -> Metric:
+    """A sacrebleu metric on 0 to 100: `score` of summed counts; `one` the same for a single row."""
+    whole = _counted(counts, score)
+    return Metric(
+        name, title, "whole", lambda p: float(one(counts(p))), whole, top=100.0, rule=rule, source="sacrebleu"
+    )
+
+
+_STRIPPED = "the answer equals a reference once end tokens and surrounding white space are stripped"
 _WORDS = "words of any language, folded; letters of scripts without spaces count one by one; no stemming"
+_CHRF = "character n-grams of 1 to 6, recall counts twice (chrF2)"
+_BLEU = "n-grams of 1 to 4 words, tokens 13a, smoothing exp; letters of scripts without spaces stand alone"
+_TER = (
+    "edits per word of the reference in per cent, a moved phrase is one; letters of scripts without spaces stand alone"
+)
+_PERPLEXITY = "exp of the mean negative log-likelihood per token of the reference, end token included"
+_ECE = "how far the probability of the answer lies from how often it is right, over 15 bins; small samples raise it"
+_SQL = "answer and reference give the same rows in sqlite, in order if the reference sorts"
+_NUMBER = "the last number in the answer equals the last one in a reference, however it is written"
+_F1_WORDS = "words in common once case, punctuation and English articles are gone (SQuAD)"
+_EDITS = "1 less the single-character edits over the longer text's length"
+_LIN, _LEARN, _SQUAD = "Lin 2004; rouge-score on English", "scikit-learn", "Rajpurkar et al. 2016"
+
+
+def _share(name: str, title: str, row: Callable[[Prediction], float | None], rule: str, source: str = "") -> Metric:
+    return Metric(name, title, "share", row, rule=rule, source=source)
+
+
+def _mean(name: str, title: str, compare: Callable[[str, str], float], rule: str, source: str) -> Metric:
+    return Metric(name, title, "mean", _best(compare), rule=rule, source=source)
+
+
+def _of_classes(name: str, title: str, row: Any, whole: Any, rule: str) -> Metric:
+    return Metric(name, title, "whole", row, whole, rule=rule, source=_LEARN)
+
+
 _ALL = (
-    Metric("exact_match", "exact match", "share", _is_right, rule=_SAME),
-    Metric("accuracy", "accuracy", "share", _is_right, rule="the class answered is the class of the row"),
-    Metric("macro_f1", "macro-F1", "whole", _is_right, _f1("macro"), rule="the mean of the classes' F1"),
-    Metric("micro_f1", "micro-F1", "whole", _is_right, _f1("micro"), rule="F1 over all classes at once"),
-    Metric("auc", "AUC", "whole", _probability_of_right, _auc, rule="chance that a row of a class ranks above others"),
-    Metric("rouge1", "ROUGE-1", "mean", _best(lambda a, b: overlap.rouge_n(a, b, 1)), rule=_WORDS),
-    Metric("rouge2", "ROUGE-2", "mean", _best(lambda a, b: overlap.rouge_n(a, b, 2)), rule=_WORDS),
-    Metric("rougeL", "ROUGE-L", "mean", _best(overlap.rouge_l), rule=_WORDS),
-    Metric(
-        "chrf",
-        "chrF",
-        "whole",
-        lambda p: float(overlap.chrf(_chrf_counts(p))),
-        _counted(_chrf_counts, overlap.chrf),
-        top=100.0,
-        rule="character n-grams of 1 to 6, recall counts twice (sacrebleu's chrF2)",
+    _share("exact_match", "exact match", _is_right, _STRIPPED),
+    _share("number", "number equality", _same_number, _NUMBER, "as GSM8K is scored"),
+    _share("sql_execution", "SQL execution", _runs_like_reference, _SQL, "as Spider and WikiSQL are scored"),
+    _share("json_valid", "valid JSON", _asks(forms.is_json), "the whole answer parses as JSON", "RFC 8259"),
+    _share("accuracy", "accuracy", _is_right, "the class answered is the class of the row", _LEARN),
+    _of_classes("macro_f1", "macro-F1", _is_right, _f1("macro"), "the mean of the classes' F1"),
+    _of_classes("micro_f1", "micro-F1", _is_right, _f1("micro"), "F1 over all classes at once"),
+    _of_classes(
+        "mcc", "MCC", _is_right, _mcc, "correlation of classes and answers; 0 is chance, whatever the classes' sizes"
     ),
-    Metric(
-        "bleu",
-        "BLEU",
-        "whole",
-        lambda p: float(overlap.bleu(_bleu_counts(p), effective_order=True)),
-        _counted(_bleu_counts, overlap.bleu),
-        top=100.0,
-        rule="sacrebleu's BLEU, tokens 13a, smoothing exp; letters of scripts without spaces stand alone",
+    _of_classes("auc", "AUC", _probability_of_right, _auc, "chance that a row of a class ranks above others"),
+    _worse("ece", "calibration error (ECE)", _overconfidence, _ece, 1.0, _ECE, "Guo et al. 2017"),
+    _mean("token_f1", "token F1", _token_f1, _F1_WORDS, _SQUAD),
+    _mean("rouge1", "ROUGE-1", lambda a, b: overlap.rouge_n(a, b, 1), _WORDS, _LIN),
+    _mean("rouge2", "ROUGE-2", lambda a, b: overlap.rouge_n(a, b, 2), f"pairs of {_WORDS}", _LIN),
+    _mean("rougeL", "ROUGE-L", overlap.rouge_l, f"the longest common subsequence of {_WORDS}", _LIN),
+    _mean("rougeLsum", "ROUGE-Lsum", overlap.rouge_lsum, f"as ROUGE-L, line by line; {_WORDS}", _LIN),
+    _mean("edit_similarity", "edit similarity", overlap.edit_similarity, _EDITS, "Levenshtein 1966"),
+    _corpus("chrf", "chrF", _chrf_counts, overlap.chrf, overlap.chrf, _CHRF),
+    _corpus("bleu", "BLEU", _bleu_counts, overlap.bleu, lambda counts: overlap.bleu(counts, True), _BLEU),
+    _worse(
+        "ter",
+        "TER",
+        lambda p: float(overlap.ter(_ter_counts(p))),
+        _counted(_ter_counts, overlap.ter),
+        None,
+        _TER,
+        "sacrebleu",
     ),
-    Metric(
-        "perplexity",
-        "perplexity",
-        "whole",
-        _per_token,
-        _perplexity,
-        higher_is_better=False,
-        top=None,
-        rule="exp of the mean negative log-likelihood per token of the reference, end token included",
-    ),
-    Metric(
-        "sql_execution",
-        "SQL execution",
-        "share",
-        _runs_like_reference,
-        rule="answer and reference give the same rows in sqlite, in order if the reference sorts",
-    ),
-    Metric("json_valid", "valid JSON", "share", _is_json, rule="the whole answer parses as JSON (RFC 8259)"),
+    _worse("perplexity", "perplexity", _per_token, _perplexity, None, _PERPLEXITY, ""),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+FAMILIES: dict[str, Family] = {
+    "exact_match": Family(
+        "exact_match", "NORMALISER", _exact, "the answer equals a reference, as far as NORMALISER looks"
+    ),
+    "regex": Family(
+        "regex", "PATTERN", _pattern, "PATTERN is found in the answer; `^` and `$` tie it to the ends", "regex"
+    ),
+    "json_schema": Family(
+        "json_schema", "FILE", _schema, "the whole answer is JSON that the schema in FILE allows", "jsonschema"
+    ),
+}

@@ -90,7 +90,18 @@ def _beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         for key in ("name", "train", "validation", "test", "chat_template"):
             if isinstance(part.get(key), str) and part[key]:
                 part[key] = _found(part[key], key == "chat_template", folder)
+    evaluation = values.get("evaluation")
+    if isinstance(evaluation, dict) and "metrics" in evaluation:
+        values["evaluation"] = evaluation | {"metrics": _schemas_found(evaluation["metrics"], folder)}
     return values
+
+
+def _schemas_found(metrics: Any, folder: Path) -> Any:
+    """`metrics` as written, a schema's file by its whole path."""
+    if isinstance(metrics, (list, tuple)):
+        return [_schemas_found(name, folder) for name in metrics]
+    first, colon, file = metrics.partition(":") if isinstance(metrics, str) else ("", "", "")
+    return f"{first}:{_found(file, False, folder)}" if colon and first == "json_schema" else metrics
 
 
 def _found(value: str, is_template: bool, folder: Path) -> str:
