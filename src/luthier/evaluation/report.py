@@ -13,7 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from luthier import disk
+from luthier.data.openings import Opening
 from luthier.errors import DataError
 from luthier.evaluation import statistics
 from luthier.evaluation.metrics import Measured, Metric, Prediction, measure, weighted
@@ -46,6 +49,7 @@ class Comparison:
     rows_needed: int | None = None
     fixed: int | None = None
     broken: int | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,11 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything `report.json` holds. `verdict` is the sentence of the first metric; `fit` says how the curves went."""
+    """Everything `report.json` holds. `verdict` is the sentence of the first metric; `fit` says how the curves went.
+
+    `grouped_by`: the column whose rows share a context, if intervals and tests count by it. `openings`: every opening of
+    this test split so far, this one last.
+    """
 
     subject: Subject
     scores: dict[str, Score]
@@ -77,6 +85,8 @@ class Report:
     notes: tuple[str, ...] = ()
     samples_path: str = "predictions.jsonl"
     rules: dict[str, str] = field(default_factory=dict)
+    grouped_by: str | None = None
+    openings: tuple[Opening, ...] = ()
 
 
 def make(
@@ -282,16 +292,5 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def read_json(path: Path) -> Report:
-    """A report as `write_json` left it."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Report(
-        Subject(**content["subject"]),
-        {name: Score(**score) for name, score in content["scores"].items()},
-        {name: Score(**score) for name, score in content["base_scores"].items()},
-        {name: Comparison(**compared) for name, compared in content["comparisons"].items()},
-        content["verdict"],
-        content["fit"],
-        tuple(content["notes"]),
-        content["samples_path"],
-        content["rules"],
-    )
+    """A report as `write_json` left it; what an older one did not know has its default."""
+    return TypeAdapter(Report).validate_python(json.loads(path.read_text(encoding="utf-8")))
