@@ -42,7 +42,7 @@ def answers(rights: str, **more: object) -> list[Prediction]:
             "1" * 30 + "0" * 20,
             "0" * 2 + "1" * 27 + "0" * 21,
             "exact match: tuned 0.60 (0.46–0.72, n = 50), base 0.54 (0.40–0.67): cannot tell on these rows, p = 0.25; "
-            "about 130 rows would be needed",
+            "about 160 rows would be needed",
         ),
         (
             "1" * 30 + "0" * 20,

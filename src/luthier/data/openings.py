@@ -1,8 +1,8 @@
-"""The locked test split: who opened it, when and how many rows of it, written down in the data set's folder.
+"""The locked test split: who opened it, when, and how many rows of it, written down in the data set's folder.
 
-A test set that is looked at and looked at again becomes a validation set: every choice made after a look is fitted to
-it a little (Dwork et al. 2015, Science 349:636). Lives here: `openings.jsonl`, which is only ever appended to, by any
-number of processes. Does not live here: what a report says of it (`evaluation/report.py`).
+A test set that is looked at again and again becomes a validation set: what is chosen after a look is fitted to it a
+little (Dwork et al. 2015, Science 349:636). Lives here: `openings.jsonl`, which is only ever appended to, by any number
+of processes. Does not live here: what a report says of it (`evaluation/report.py`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from luthier import disk
+from luthier.data.dataset import Dataset
+from luthier.data.examples import content_id
 
 FILE = "openings.jsonl"
 
@@ -27,48 +31,45 @@ class Opening:
     rows: int
 
 
-def opened(folder: Path, run: str, rows: int) -> tuple[Opening, ...]:
-    """Record in the data set's `folder` that `run` opens its test split; every opening so far, this run's last.
+def opened(dataset: Dataset, run: str, rows: int) -> tuple[Opening, ...]:
+    """Record that `run` asks `rows` rows of the test split of `dataset`; every opening so far, this one last.
 
-    A run counts once, however often it is resumed. What is written is on the disk before a row is asked. A line that a
-    kill cut short is passed over.
+    A run counts once, however often it is resumed. The record is on the disk before this returns. Data sets that stand
+    beside it and have the same test rows (another training file, another cleaning) count as well.
     """
-    with disk.alone(folder):
-        known = read(folder)
-        own = [opening for opening in known if opening.run == run]
-        if not own:
-            own = [Opening(time.time(), run, rows)]
-            _append(folder / FILE, own[0])
-    return (*(opening for opening in known if opening.run != run), own[0])
+    test = content_id(sorted({example.id for example in dataset.stream("test")}))
+    with disk.alone(dataset.path):
+        own = next((line for line in _lines(dataset.path / FILE) if line["run"] == run and line["test"] == test), None)
+        if own is None:
+            own = {"time": time.time(), "run": run, "rows": rows, "test": test}
+            _append(dataset.path / FILE, own)
+    every = [line for path in dataset.path.parent.glob(f"[!.]*/{FILE}") for line in _lines(path)]
+    others = [_opening(line) for line in every if line["test"] == test and line["run"] != run]
+    return (*sorted((each for each in others if each.time <= own["time"]), key=lambda each: each.time), _opening(own))
 
 
-def read(folder: Path) -> tuple[Opening, ...]:
-    """Every opening of the data set in `folder`, in the order they were made."""
-    try:
-        lines = (folder / FILE).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return ()
-    found = []
-    for line in lines:
+def _opening(line: dict[str, Any]) -> Opening:
+    return Opening(line["time"], line["run"], line["rows"])
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """What was written down; a line that a power cut tore is passed over."""
+    if not path.is_file():
+        return
+    for line in path.read_bytes().split(b"\n"):
         try:
-            found.append(Opening(**json.loads(line)))
-        except (ValueError, TypeError):  # torn by a kill, or empty
+            told = json.loads(line)
+            _opening(told), told["test"]
+        except (ValueError, KeyError, TypeError):
             continue
-    return tuple(found)
+        yield told
 
 
-def _append(path: Path, opening: Opening) -> None:
+def _append(path: Path, line: dict[str, Any]) -> None:
+    """One write at the end of the file, on a line of its own even after a torn one."""
     new = not path.exists()
-    with path.open("ab+") as file:
-        torn = file.tell() > 0 and _last_byte(path) != b"\n"
-        file.write((b"\n" if torn else b"") + json.dumps(asdict(opening)).encode() + b"\n")
-        file.flush()
+    with path.open("ab", buffering=0) as file:
+        file.write(b"\n" * (not new) + json.dumps(line).encode() + b"\n")
         os.fsync(file.fileno())
     if new:
         disk.sync(path.parent)
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)
