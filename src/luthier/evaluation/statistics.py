@@ -349,8 +349,9 @@ def seed_noise(values_SN: np.ndarray) -> Noise:
     """Noise of S >= 2 trainings tried on the same N >= 2 rows (or on units of rows: `pseudo_values`).
 
     Both are drawn: another seed and another row would give another mean. Two-way random effects, value = mean + seed +
-    row + rest, by the mean squares of the analysis of variance (Searle, Casella and McCulloch 1992, ch. 4), the
-    interval by Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2:110): few seeds make it wide.
+    row + rest, by the mean squares of the analysis of variance (Searle, Casella and McCulloch 1992, Variance
+    Components, ch. 4). Each source widens the interval by its own Student's t, the two added as squares: few seeds that
+    differ make it wide, seeds that differ by no more than the rows' noise do not.
     """
     S, N = values_SN.shape
     mean, seeds_S, rows_N = values_SN.mean(), values_SN.mean(axis=1), values_SN.mean(axis=0)
@@ -358,15 +359,14 @@ def seed_noise(values_SN: np.ndarray) -> Noise:
     of_rows = S * float(((rows_N - mean) ** 2).sum()) / (N - 1)
     rest_SN = values_SN - seeds_S[:, None] - rows_N[None, :] + mean
     of_rest = float((rest_SN**2).sum()) / ((S - 1) * (N - 1))
-    both = max(of_seeds + of_rows - of_rest, of_seeds, of_rows)  # a sum of estimates may fall below its parts
-    parts = of_seeds**2 / (S - 1) + of_rows**2 / (N - 1) + of_rest**2 / ((S - 1) * (N - 1))
-    half = student(max(1.0, both**2 / parts)) * math.sqrt(both / (S * N)) if parts else 0.0
+    beyond = max(0.0, of_seeds - of_rest)
+    half = math.sqrt((student(S - 1) ** 2 * beyond + student(N - 1) ** 2 * of_rows) / (S * N))
     return Noise(
         mean=float(mean),
         low=float(mean) - half,
         high=float(mean) + half,
         spread=math.sqrt(of_seeds / N),
-        seed_sd=math.sqrt(max(0.0, of_seeds - of_rest) / N),
+        seed_sd=math.sqrt(beyond / N),
         row_error=math.sqrt(of_rows / (S * N)),
     )
 
