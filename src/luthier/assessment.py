@@ -186,11 +186,11 @@ def conclude(run: Run, exam: Exam, rows: Sequence[predictions.Row], against: str
     subject = dataclasses.replace(subject, name=run.name, against=against)
     told = make(subject, rows, exam.metrics, curves.overfitting(curve), exam.notes, exam.grouped_by)
     told = dataclasses.replace(told, openings=exam.openings)
-    publish(run, told, rows, folder)
+    _write(run, told, rows, folder)
     return told
 
 
-def publish(run: Run, told: Report, rows: Sequence[predictions.Row], folder: Path) -> None:
+def _write(run: Run, told: Report, rows: Sequence[predictions.Row], folder: Path) -> None:
     """Write report.json and report.html of `run` to `folder`."""
     write_json(told, folder / "report.json")
     origins = json.loads((run.path / "origins.json").read_text(encoding="utf-8"))
@@ -267,8 +267,10 @@ def of_seeds(subjects: Sequence[Run]) -> tuple[Seeds, ...]:
         seeds.compare(metric, [run.id for run in subjects], tuned, base, told.subject.against, told.grouped_by)
         for metric in metrics.by_name(told.scores)
     ]
-    told = dataclasses.replace(told, seeds=tuple(each for each in found if each is not None))
-    publish(first, told, list(answered[0].values()), first.path)
+    before, now = {each.sentence for each in told.seeds}, tuple(each for each in found if each is not None)
+    notes = (*(note for note in told.notes if note not in before), *(each.sentence for each in now[:1]))
+    told = dataclasses.replace(told, seeds=now, notes=notes)
+    _write(first, told, list(answered[0].values()), first.path)
     return told.seeds
 
 

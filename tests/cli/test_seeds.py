@@ -55,6 +55,10 @@ def test_the_same_command_again_trains_only_what_is_missing(
     last = json.loads(again.out.splitlines()[-1])
     assert len(last["seeds"][0]["runs"]) == 3 and last["seeds"][0]["outcome"] in ("better", "worse", "cannot tell")
     assert len(runs.all_runs(tmp_path / "home")) == 3
+    [first] = [run for run in runs.all_runs(tmp_path / "home") if run.name == "experiment"]
+    report = read_json(first.path / "report.json")
+    assert [note for note in report.notes if "seeds" in note] == [report.seeds[0].sentence]
+    assert "accuracy over 3 seeds" in (first.path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("count", ["0", "99", "three"])

@@ -34,8 +34,8 @@ def test_bootstrap_of_a_mean_is_scipys_bca_interval(n: int, monkeypatch: pytest.
     assert ours == pytest.approx((theirs.low, theirs.high), rel=0.02)
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 4.5, 5, 9, 19, 39, 299, 12999])
-def test_students_quantile_is_scipys(freedom: float) -> None:
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 6, 9, 19, 39, 299, 12999])
+def test_students_quantile_is_scipys(freedom: int) -> None:
     assert statistics.student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-3)
 
 

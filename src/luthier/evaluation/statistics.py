@@ -122,17 +122,16 @@ def pseudo_values(of: Weighted, n: int, groups_N: np.ndarray | None = None) -> n
     return len(without_U) * value(of, n) - (len(without_U) - 1) * without_U
 
 
-def student(freedom: float) -> float:
-    """The 0.975 quantile of Student's t with `freedom` >= 1 degrees of freedom, which need not be whole.
+def student(freedom: int) -> float:
+    """The 0.975 quantile of Student's t with `freedom` >= 1 degrees of freedom.
 
-    Cornish and Fisher's expansion (Abramowitz and Stegun 26.7.5) from 5 on, a table below.
+    Cornish and Fisher's expansion (Abramowitz and Stegun 26.7.5), a table up to 5.
 
     >>> [round(student(df), 3) for df in (2, 9, 39)]
     [4.303, 2.262, 2.023]
     """
-    if freedom < 5:
-        places = [1 / df for df in range(5, 0, -1)]
-        return float(np.exp(np.interp(1 / max(freedom, 1.0), places, np.log(_T975[::-1]))))
+    if freedom <= len(_T975):
+        return _T975[freedom - 1]
     z, v = Z95, freedom
     terms = (
         (z**3 + z) / 4,
