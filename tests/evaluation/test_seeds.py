@@ -60,3 +60,11 @@ def test_lower_is_better_and_rows_without_a_value_are_left_out() -> None:
     assert found is not None and found.n == 50 and found.outcome == "better" and found.difference is not None
     assert found.difference < 0
     assert seeds.compare(METRICS["sql_execution"], ["a", "b"], tuned, base) is None
+
+
+def test_scores_of_nothing_are_no_certainty_of_nothing() -> None:
+    wrong = [Prediction(str(i), "", "", ("x",), "y") for i in range(40)]
+    found = seeds.compare(METRICS["exact_match"], ["a", "b"], [wrong, wrong], [wrong, wrong])
+    assert found is not None and found.outcome == "cannot tell" and (found.low, found.high) == (None, None)
+    assert found.mean.low == 0 and found.mean.high == pytest.approx(0.0876, abs=1e-4)  # Wilson's, 0 of 40
+    assert found.sentence.endswith("each row as base has it, or as far from it: cannot tell")

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from luthier.evaluation import statistics
-from luthier.evaluation.metrics import Metric, Prediction, groups_of, weighted
+from luthier.evaluation.metrics import Metric, Prediction, groups_of, measure, weighted
 from luthier.evaluation.words import digits_of, say
 from luthier.runs import Score
 
@@ -24,7 +24,8 @@ class Seeds:
 
     `mean`: of the runs' scores, its 95 % interval over seeds and rows. `spread`: standard deviation of the scores as
     seen; `seed_sd`: what of it is the seeds' doing; `row_error`: standard error of the mean from the rows. `difference`
-    to what they are compared with, with the interval that holds for another seed and other rows; None without a base.
+    to what they are compared with, with the interval that holds for another seed and other rows; None without a base,
+    the interval also where no row shows any noise.
     """
 
     metric: str
@@ -68,7 +69,7 @@ def compare(
     units = np.stack([statistics.pseudo_values(of, len(usable), groups_N) for of in measured])
     own = statistics.seed_noise(units[: len(tuned)])
     groups = None if groups_N is None else int(groups_N.max()) + 1
-    mean = Score(float(np.mean(scores)), own.low, own.high, len(usable), groups)
+    mean = Score(float(np.mean(scores)), *_bounds(metric, own, kept[: len(tuned)], grouped_by), len(usable), groups)
     apart = statistics.seed_noise(units[: len(tuned)] - units[len(tuned) :]) if base else None
     outcome = _outcome(apart, metric.higher_is_better)
     return Seeds(
@@ -82,8 +83,19 @@ def compare(
         own.row_error,
         outcome,
         _sentence(metric, mean, (len(runs), own, apart), outcome, against),
-        *((apart.mean, apart.low, apart.high) if apart else (None, None, None)),
+        apart.mean if apart else None,
+        *((apart.low, apart.high) if apart and apart.low < apart.high else (None, None)),
     )
+
+
+def _bounds(
+    metric: Metric, own: statistics.Noise, sides: Sequence[Sequence[Prediction]], grouped_by: str | None
+) -> tuple[float, float]:
+    """The mean's interval, never narrower than the runs' own are on the average: scores of 0 are no certainty of 0."""
+    alone = [found.score for side in sides if (found := measure(metric, side, grouped_by)) is not None]
+    low = min([own.low, *([float(np.mean([score.low for score in alone]))] if alone else [])])
+    high = max([own.high, *([float(np.mean([score.high for score in alone]))] if alone else [])])
+    return (max(0.0, low), min(1.0, high)) if metric.kind == "share" else (low, high)
 
 
 def _outcome(apart: statistics.Noise | None, higher_is_better: bool) -> Literal["better", "worse", "cannot tell"]:
@@ -106,5 +118,7 @@ def _sentence(
     head += f"{own.seed_sd:.{d + 1}f} (SD), the rows by {own.row_error:.{d + 1}f} (standard error)"
     if apart is None:
         return head
+    if apart.low == apart.high:
+        return f"{head}; each row as {against} has it, or as far from it: cannot tell"
     head += f"; {apart.mean:+.{d}f} ({apart.low:+.{d}f} to {apart.high:+.{d}f}) over {against}: "
     return head + (f"{outcome}, whatever the seed and the rows" if outcome != "cannot tell" else "cannot tell")
