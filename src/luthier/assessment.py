@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import get_args
 
 from luthier import presets, runs, spec, workbench
-from luthier.data import gate
+from luthier.data import gate, openings
 from luthier.data.encode import Rules
 from luthier.data.examples import Example, content_id
+from luthier.data.openings import Opening
 from luthier.data.prepare import Dataset, prepare
-from luthier.errors import ModelError
-from luthier.evaluation import ask, curves, metrics, predictions, report_page
+from luthier.errors import ModelError, SpecError
+from luthier.evaluation import ask, curves, metrics, predictions, report_page, seeds
 from luthier.evaluation.predictions import Answer, Answerer, Question
-from luthier.evaluation.report import Report, Subject, make, write_json
+from luthier.evaluation.report import Report, Subject, make, read_json, write_json
+from luthier.evaluation.seeds import Seeds
 from luthier.models import facts
 from luthier.models.base import Base
 from luthier.models.methods import Tuned
@@ -34,7 +36,10 @@ Heard = Callable[[int], None]  # told how many rows were answered; may raise to 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exam:
-    """Test rows as questions, the metrics that judge the answers, how answers are made, and notes for the report."""
+    """Test rows as questions, the metrics that judge the answers, how answers are made, and notes for the report.
+
+    `openings`: every opening of this test split so far, this one last, once it is opened (`open_test`).
+    """
 
     questions: tuple[Question, ...]
     metrics: tuple[metrics.Metric, ...]
@@ -43,37 +48,51 @@ class Exam:
     split: str
     rows_in_split: int
     notes: tuple[str, ...]
+    grouped_by: str | None = None
+    openings: tuple[Opening, ...] = ()
 
 
-def exam(experiment: spec.Experiment, dataset: Dataset, tokenizer: object, rules: Rules, longest_answer: int) -> Exam:
-    """The test rows of `dataset`; where it has none, its validation rows, which the notes say."""
+def exam(
+    experiment: spec.Experiment,
+    dataset: Dataset,
+    tokenizer: object,
+    rules: Rules,
+    longest_answer: int,
+    drawn_by: int | None = None,
+) -> Exam:
+    """The test rows of `dataset`; where it has none, its validation rows, which the notes say.
+
+    `drawn_by`: the seed that draws `evaluation.limit` of them, if it is not the experiment's.
+    """
     split = "test" if dataset.counts["test"] else "validation"
     examples = dataset.examples(split)
     notes = () if split == "test" else ("there are no test rows: measured on validation rows, which chose the weights",)
     notes = notes if examples else ("there are neither test nor validation rows: nothing can be measured",)
-    return _exam(experiment, (examples, split, notes), dataset, tokenizer, rules, longest_answer)
+    seed = experiment.seed if drawn_by is None else drawn_by
+    return _exam(experiment, (examples, split, notes, seed), dataset, tokenizer, rules, longest_answer)
 
 
 def _exam(
     experiment: spec.Experiment,
-    rows: tuple[list[Example], str, tuple[str, ...]],
+    rows: tuple[list[Example], str, tuple[str, ...], int],
     dataset: Dataset,
     tokenizer: object,
     rules: Rules,
     longest_answer: int,
 ) -> Exam:
-    examples, split, notes = rows
+    examples, split, notes, seed = rows
     wishes = experiment.evaluation
-    drawn = _drawn(examples, wishes.limit, experiment.seed)
+    drawn = _drawn(examples, wishes.limit, seed)
     if len(drawn) < len(examples):
-        notes = (*notes, f"{len(drawn):,} of {len(examples):,} rows, drawn by seed {experiment.seed}")
+        notes = (*notes, f"{len(drawn):,} of {len(examples):,} rows, drawn by seed {seed}")
     questions, left_out = ask.questions(drawn, tokenizer, rules)
     names = wishes.metrics or ask.metrics_for(dataset.task, questions, dataset.labels)
     text = bool(questions) and all(question.example.kind == "text" for question in questions)
     longest = wishes.max_new_tokens or longest_answer
     how = ask.How(longest, wishes.temperature, experiment.seed, generate=not text)
     judged_by = tuple(metrics.by_name(names))
-    return Exam(tuple(questions), judged_by, how, rules, split, len(examples), (*notes, *left_out))
+    notes = (*notes, *left_out)
+    return Exam(tuple(questions), judged_by, how, rules, split, len(examples), notes, experiment.data.group_by)
 
 
 def findings_of(exam: Exam, experiment: spec.Experiment, base: Base) -> list[Finding]:
@@ -110,7 +129,8 @@ def base_answerer(exam: Exam, tuned: Tuned, train: Iterable[Example]) -> tuple[A
 def answers(exam: Exam, sides: Mapping[str, Answerer], path: Path, key: str, heard: Heard) -> list[predictions.Row]:
     """Every side's answers to the exam, kept in `path` as they come: an answer given under `key` is not asked again."""
     watched = {side: _watched(answerer, heard) for side, answerer in sides.items()}
-    return predictions.collect(exam.questions, watched, exam.metrics, path, key)
+    kept = (exam.grouped_by,) if exam.grouped_by else ()
+    return predictions.collect(exam.questions, watched, exam.metrics, path, key, kept)
 
 
 def _watched(answerer: Answerer, heard: Heard) -> Answerer:
@@ -133,18 +153,53 @@ def as_given(rows: Sequence[predictions.Row], side: str) -> Answerer:
     ]
 
 
+def open_test(run: Run, exam: Exam) -> Exam:
+    """The exam of the run's own test rows, that the run opens them written down; to be called before the first answer.
+
+    Rows of validation, which chose the weights, are under no lock.
+    """
+    if exam.split != "test" or not exam.questions:
+        return exam
+    return _opened(exam, workbench.dataset_of(run), run.id, len(exam.questions))
+
+
+def _opened(exam: Exam, dataset: Dataset, who: str, rows: int) -> Exam:
+    found = openings.opened(dataset, who, rows)
+    return dataclasses.replace(exam, openings=found, notes=(*exam.notes, *_opened_before(found[:-1])))
+
+
+def _opened_before(found: Sequence[Opening]) -> tuple[str, ...]:
+    """A note on the looks that were taken at these test rows before, if there are any."""
+    if not found:
+        return ()
+    times = "once" if len(found) == 1 else f"{len(found)} times"
+    by = ", ".join(opening.run for opening in found[-3:])
+    said = f"this test set was opened {times} before ({'… ' if len(found) > 3 else ''}{by})"
+    return (f"{said}: if that led to a choice made since, scores and p values here are optimistic",)
+
+
 def conclude(run: Run, exam: Exam, rows: Sequence[predictions.Row], against: str, folder: Path) -> Report:
     """Score the answers, write report.json and report.html to `folder`, give the report."""
     experiment = workbench.experiment_of(run)
     curve = curves.from_events(runs.read_events(run.path))
     subject = _subject(run.id, experiment, exam, run.facts["dataset"], run.facts["task"])
     subject = dataclasses.replace(subject, name=run.name, against=against)
-    told = make(subject, rows, exam.metrics, curves.overfitting(curve), exam.notes)
+    told = make(subject, rows, exam.metrics, curves.overfitting(curve), exam.notes, exam.grouped_by)
+    told = dataclasses.replace(told, openings=exam.openings)
+    _write(run, told, rows, folder, exam.metrics)
+    return told
+
+
+def _write(
+    run: Run, told: Report, rows: Sequence[predictions.Row], folder: Path, known: Sequence[metrics.Metric]
+) -> None:
+    """Write report.json and report.html of `run` to `folder`."""
     write_json(told, folder / "report.json")
     origins = json.loads((run.path / "origins.json").read_text(encoding="utf-8"))
-    settings = [(path, value, origins.get(path, "")) for path, value in spec.leaves(experiment).items()]
-    report_page.write_html(told, rows, folder / "report.html", curve, settings, exam.metrics)
-    return told
+    leaves = spec.leaves(workbench.experiment_of(run))
+    settings = [(path, value, origins.get(path, "")) for path, value in leaves.items()]
+    curve = curves.from_events(runs.read_events(run.path))
+    report_page.write_html(told, rows, folder / "report.html", curve, settings, known)
 
 
 def _subject(run: str, experiment: spec.Experiment, exam: Exam, dataset: str, task: str) -> Subject:
@@ -171,9 +226,12 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
     every = experiment.evaluation.model_copy(update={"limit": None})  # that wish was for the run's own test
     experiment = experiment.model_copy(update={"evaluation": every})
     examples, longest = dataset.examples("train"), run.facts["longest_answer"]
-    asked = _exam(experiment, (examples, str(data), ()), own, tuned.base.tokenizer, rules, longest)
+    drawn = (examples, str(data), (), experiment.seed)
+    asked = _exam(experiment, drawn, own, tuned.base.tokenizer, rules, longest)
     asked = passed(asked, experiment, tuned.base)
     asked = dataclasses.replace(asked, notes=(*asked.notes, *_learned_from(asked, own)))
+    if again := _of_split(asked, own, "test"):
+        asked = _opened(asked, own, f"{run.id} evaluate", again)
     sides, against = {"tuned": ask.by_model(tuned, 0, rules, asked.how)}, "base"
     if experiment.evaluation.compare_base:
         bare = tuned if not tuned.full else workbench.base_of(run)
@@ -186,11 +244,42 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
 
 def _learned_from(exam: Exam, own: Dataset) -> tuple[str, ...]:
     """A note on the asked rows that the run was trained on, if there are any."""
-    asked = {question.example.id for question in exam.questions}
-    count = len({example.id for example in own.stream("train") if example.id in asked})
-    if not count:
+    if not (count := _of_split(exam, own, "train")):
         return ()
     return (f"{count:,} of these {len(exam.questions):,} rows were trained on: on them a score is memory, not skill",)
+
+
+def _of_split(exam: Exam, own: Dataset, split: str) -> int:
+    """How many of the asked rows stand in a split of the run's own data."""
+    asked = {question.example.id for question in exam.questions}
+    return len({example.id for example in own.stream(split) if example.id in asked})
+
+
+def of_seeds(subjects: Sequence[Run]) -> tuple[Seeds, ...]:
+    """Runs of one experiment with several seeds, judged together and told in the first one's report."""
+    first = subjects[0]
+    told, answered = read_json(first.path / "report.json"), [_answered(run) for run in subjects]
+    shared = [row for row in answered[0] if all(row in rows for rows in answered)]
+    if len(shared) < 2:
+        raise SpecError("these runs share no test rows", hint="compare runs of one data set")
+    rows = [[rows[row] for row in shared] for rows in answered]
+    tuned = [predictions.side(each, "tuned") for each in rows]
+    base = [predictions.side(each, "base") for each in rows] if told.base_scores else None
+    known = metrics.by_name(told.scores)
+    found = [
+        seeds.compare(metric, [run.id for run in subjects], tuned, base, told.subject.against, told.grouped_by)
+        for metric in known
+    ]
+    before, now = {each.sentence for each in told.seeds}, tuple(each for each in found if each is not None)
+    notes = (*(note for note in told.notes if note not in before), *(each.sentence for each in now[:1]))
+    told = dataclasses.replace(told, seeds=now, notes=notes)
+    _write(first, told, list(answered[0].values()), first.path, known)
+    return told.seeds
+
+
+def _answered(run: Run) -> dict[str, predictions.Row]:
+    rows = predictions.read(run.path / "predictions.jsonl")
+    return {next(iter(row.sides.values())).id: row for row in rows}
 
 
 def of_base(name: str, data: str | Path, home: Path, heard: Heard = lambda count: None) -> Report:
@@ -205,7 +294,8 @@ def of_base(name: str, data: str | Path, home: Path, heard: Heard = lambda count
     rules = workbench.rules_of(experiment, dataset, tuned.base)
     examples = dataset.examples("train")
     longest = max(len(tuned.base.tokenizer(ask.encode.reference(each)).input_ids) for each in examples) + 1
-    asked = _exam(experiment, (examples, str(data), ()), dataset, tuned.base.tokenizer, rules, longest)
+    drawn = (examples, str(data), (), experiment.seed)
+    asked = _exam(experiment, drawn, dataset, tuned.base.tokenizer, rules, longest)
     asked = passed(asked, experiment, tuned.base)
     folder = home / "evaluations" / content_id([name, dataset.fingerprint])
     folder.mkdir(parents=True, exist_ok=True)

@@ -82,12 +82,14 @@ RECORD, LOG = "run.json", "worker.log"
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A number that carries its certainty: 95 % interval `low`–`high` over `n` rows."""
+    """A number that carries its certainty: 95 % interval `low`–`high` over `n` rows (in `groups` that share
+    a context)."""
 
     value: float
     low: float
     high: float
     n: int
+    groups: int | None = None
 
 
 Severity = Literal["refuse", "warn", "note"]

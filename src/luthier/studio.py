@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from luthier.data.prepare import Dataset
     from luthier.data.seen import Seen
     from luthier.evaluation.report import Comparison, Report
+    from luthier.evaluation.seeds import Seeds
     from luthier.publishing import Published
     from luthier.workbench import Reply
 
@@ -41,6 +42,7 @@ class Draft:
     facts: presets.BaseFacts
     revision: str
     fingerprint: str
+    drawn_by: int  # the seed that draws `data.limit` and `evaluation.limit`
 
     @property
     def name(self) -> str:
@@ -75,7 +77,7 @@ class Studio:
         dataset = self.prepare(chosen.data, chosen.task, chosen.seed)
         resolved = _pinned(presets.resolve(chosen, base, dataset.task), commit)
         fingerprint = spec.fingerprint(resolved.experiment, dataset.fingerprint, revision)
-        return Draft(resolved, chosen, dataset, base, revision, fingerprint)
+        return Draft(resolved, chosen, dataset, base, revision, fingerprint, chosen.seed)
 
     def plan(self, experiment: Described | Draft, measure: bool = False) -> Plan:
         """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in its findings.
@@ -114,16 +116,19 @@ class Studio:
         return workbench.lengths(_pinned(resolved, commit), dataset), resolved.experiment.training
 
     # --- runs
-    def tune(self, experiment: Described, new: bool = False) -> Run:
+    def tune(self, experiment: Described, new: bool = False, further: int = 0) -> Run:
         """The run that `experiment` means, with a worker on it unless it is done already.
 
         The newest run of that name decides: the same and done is given back; the same and unfinished continues;
         different, or `new`, begins another. Raises SpecError, naming the fields, if that would leave behind work under
         way: a run that is different and at work, or at rest with a checkpoint to continue from; and DataError, before
         another run is made, if the gate refuses its rows.
+
+        `further` k > 0: the same experiment on the same rows with its seed + k, as a run named NAME-seedK.
         """
         with engines.early(self.home) as worker:
-            run = self._meant(self.draft(experiment), new)
+            draft = self.draft(experiment)
+            run = self._meant(_reseeded(draft, further) if further else draft, new)
             return run if run.state == "done" else engines.start(run, worker)
 
     def _meant(self, draft: Draft, new: bool) -> Run:
@@ -154,6 +159,7 @@ class Studio:
             "method": resolved.method.type,
             "dataset": draft.dataset.fingerprint,
             "revision": draft.revision,
+            "drawn_by": draft.drawn_by,
             "notes": list(draft.resolved.notes),
             "luthier": luthier.__version__,
         }
@@ -231,6 +237,15 @@ class Studio:
             ]
             for metric in metrics.by_name(names)
         }
+
+    def seeds(self, subjects: Sequence[Run]) -> tuple[Seeds, ...]:
+        """What runs of one experiment with several seeds say together, metric by metric, the leading one first.
+
+        It is kept in the first run's report. Raises NotFound where a run has none, SpecError where they share no row.
+        """
+        from luthier import assessment
+
+        return assessment.of_seeds([done(run) for run in subjects])
 
     def generate(self, run: Run, prompts: Sequence[str], base: bool = False) -> Iterator[Reply]:
         """What the tuned model (and with `base` the untuned one) says to each prompt, piece by piece."""
@@ -362,6 +377,22 @@ def _pinned(resolved: presets.Resolved, commit: str | None) -> presets.Resolved:
     whole = spec.Experiment.model_construct(resolved.experiment.model_fields_set, **fields)
     origin = f"you (`{model.revision}`, as it was)" if model.revision else "default (the newest commit, as it was)"
     return replace(resolved, experiment=whole, origins={**resolved.origins, "model.revision": origin})
+
+
+def _reseeded(draft: Draft, further: int) -> Draft:
+    """The draft with its seed raised by `further`; which rows stand in which split, and which are asked, stays."""
+    changes = {
+        "name": f"{draft.name[: 64 - len(f'-seed{further}')]}-seed{further}",
+        "seed": draft.chosen.seed + further,
+    }
+    chosen, resolved = (
+        spec.Experiment.model_construct(each.model_fields_set | {"seed"}, **dict(each) | changes)
+        for each in (draft.chosen, draft.resolved.experiment)
+    )
+    origins = {**draft.resolved.origins, "seed": f"you (`--seeds`: {draft.chosen.seed} + {further})"}
+    fingerprint = spec.fingerprint(resolved, draft.dataset.fingerprint, draft.revision)
+    whole = replace(draft.resolved, experiment=resolved, origins=origins)
+    return replace(draft, resolved=whole, chosen=chosen, fingerprint=fingerprint)
 
 
 def _has_work_under_way(run: Run) -> bool:

@@ -184,7 +184,9 @@ def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
 
     bench = workbench.of_run(run, ranks.shard if ranks.sharded else None)
     experiment, longest = bench.experiment, int(rows.trained(bench.train).max())
-    exam = assessment.exam(experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest)
+    exam = assessment.exam(
+        experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest, run.facts.get("drawn_by")
+    )
     findings = (*bench.findings, *assessment.findings_of(exam, experiment, bench.base))
     accepted = [finding for finding in findings if gate.is_accepted(finding, experiment.data.accept)]
     for finding in findings:
@@ -207,6 +209,7 @@ def _ask_base(run: Run, bench: Bench, tuned: Tuned, exam: Exam, stop: Stop) -> t
 
     if not bench.experiment.evaluation.compare_base:
         return None
+    assessment.open_test(run, exam)
     answerer, name = assessment.base_answerer(exam, tuned, bench.dataset.stream("train"))
     path, heard = run.path / "base_predictions.jsonl", _heard(run, f"asking the {name}", len(exam.questions), stop)
     rows = assessment.answers(exam, {"base": answerer}, path, run.fingerprint, heard)
@@ -218,6 +221,7 @@ def _judge(run: Run, tuned: Tuned, exam: Exam, before: tuple[Answerer, str] | No
     from luthier import assessment
     from luthier.evaluation import ask
 
+    exam = assessment.open_test(run, exam)
     sides = {"base": before[0]} if before else {}
     sides["tuned"] = ask.by_model(tuned, 0, exam.rules, exam.how)
     heard = _heard(run, "asking the tuned model", len(exam.questions) * len(sides), stop)

@@ -28,7 +28,7 @@ OWN_FLAGS = {
     "prepare": {"--json", "--remove-leaks", "--set"},
     "look": {"--row", "--worst", "--html", "--set", "--json"},
     "plan": {"--set", "--measure", "--json"},
-    "tune": {"--set", "--accept", "--new", "--json"},
+    "tune": {"--set", "--accept", "--new", "--seeds", "--json"},
     "stop": set(),
     "resume": {"--json"},
     "watch": {"--json"},

@@ -42,7 +42,7 @@ def answers(rights: str, **more: object) -> list[Prediction]:
             "1" * 30 + "0" * 20,
             "0" * 2 + "1" * 27 + "0" * 21,
             "exact match: tuned 0.60 (0.46–0.72, n = 50), base 0.54 (0.40–0.67): cannot tell on these rows, p = 0.25; "
-            "about 130 rows would be needed",
+            "about 160 rows would be needed",
         ),
         (
             "1" * 30 + "0" * 20,
@@ -67,6 +67,84 @@ def test_lower_is_better_for_perplexity() -> None:
     low = report.verdict(METRICS["perplexity"], pairs[0], pairs[1])
     assert (low.outcome, low.difference < 0) == ("better", True)
     assert report.verdict(METRICS["perplexity"], pairs[1], pairs[0]).outcome == "worse"
+
+
+def grouped(rights: str, size: int) -> list[Prediction]:
+    """One prediction a letter, `size` following ones of a group."""
+    return [
+        Prediction(str(i), "f:1", "p", ("yes",), "yes" if right == "1" else "no", columns={"by": f"g{i // size}"})
+        for i, right in enumerate(rights)
+    ]
+
+
+def test_rows_that_share_a_context_count_by_their_groups() -> None:
+    tuned, base = grouped("1" * 40 + "0" * 20, 5), grouped("0" * 10 + "1" * 10 + "0" * 40, 5)
+    alone = report.verdict(METRICS["exact_match"], tuned, base)
+    found = report.verdict(METRICS["exact_match"], tuned, base, grouped_by="by")
+    assert (alone.groups, found.groups) == (None, 12) and found.difference == alone.difference
+    assert (
+        found.low < alone.low < alone.high < found.high and found.p > 10 * alone.p and found.smallest > alone.smallest
+    )
+    assert found.sentence.startswith("exact match: tuned 0.67 (0.35–0.88, n = 60 in 12 groups), base 0.17 (0.04–0.50)")
+    assert found.sentence.endswith("better on the same rows, p = 0.033") and alone.p < 0.001
+    few = report.verdict(METRICS["exact_match"], grouped("1" * 10 + "0" * 30, 5), grouped("0" * 40, 5), grouped_by="by")
+    assert few.outcome == "cannot tell" and few.sentence.endswith(" such groups would be needed")
+    assert few.rows_needed is not None and few.rows_needed > 40
+    one_each = report.verdict(METRICS["exact_match"], grouped("1" * 20, 1), grouped("0" * 20, 1), grouped_by="by")
+    assert one_each == report.verdict(METRICS["exact_match"], grouped("1" * 20, 1), grouped("0" * 20, 1))
+
+
+def rows_of(tuned: list[Prediction], base: list[Prediction]) -> list[predictions.Row]:
+    return [predictions.Row({"tuned": a, "base": b}, {}) for a, b in zip(tuned, base, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("column", "size", "said"),
+    [
+        ("by", 5, "the rows are in 12 groups (`by`): intervals from fewer than 20 are rough"),
+        ("by", 60, "all rows are of one group (`by`): nothing is said of other groups"),
+        ("who", 5, "these rows lack the column `who`: they are counted as independent of each other"),
+        ("by", 3, None),
+        (None, 5, None),
+    ],
+)
+def test_what_the_groups_are_worth_is_in_the_notes(column: str | None, size: int, said: str | None) -> None:
+    rows = rows_of(grouped("1" * 40 + "0" * 20, size), grouped("0" * 60, size))
+    made = report.make(sample.subject(), rows, by_name(["exact_match"]), grouped_by=column)
+    assert made.notes == ((said,) if said else ())
+    assert made.grouped_by == ("by" if column == "by" and size < 60 else None)
+
+
+def test_the_metric_that_leads_is_tested_alone_and_opens_the_gate_for_the_others() -> None:
+    """exact match does not tell; json_valid would, alone: it may not speak in its place. As leader it may."""
+    tuned = [Prediction(str(i), "f:1", "p", ("1",), "1" if i < 12 else "2") for i in range(40)]
+    base = [Prediction(str(i), "f:1", "p", ("1",), "1" if i < 10 else "no") for i in range(40)]
+    rows = rows_of(tuned, base)
+    closed = report.make(sample.subject(), rows, by_name(["exact_match", "json_valid"])).comparisons
+    assert closed["exact_match"].p_holm == closed["exact_match"].p == closed["json_valid"].p_holm == 0.5
+    assert closed["json_valid"].outcome == "cannot tell" and closed["json_valid"].p < 0.001
+    assert closed["json_valid"].sentence.endswith("p < 0.001 alone, but p = 0.50 beside the metrics tested with it")
+    assert closed["json_valid"].rows_needed is None
+    opened = report.make(sample.subject(), rows, by_name(["json_valid", "exact_match"])).comparisons
+    assert opened["json_valid"].outcome == "better" and opened["exact_match"].outcome == "cannot tell"
+    alone = report.make(sample.subject(), rows, by_name(["json_valid"])).comparisons["json_valid"]
+    assert alone.p_holm is None and alone.sentence == opened["json_valid"].sentence
+
+
+def test_a_report_of_an_older_version_is_read(tmp_path: Path) -> None:
+    rows = sample.answered(tmp_path / "p.jsonl", sample.sql_questions(30), sides(), NAMES)
+    made = report.make(sample.subject(), rows, by_name(NAMES))
+    report.write_json(made, tmp_path / "report.json")
+    told = json.loads((tmp_path / "report.json").read_text())
+    for name in ("grouped_by", "openings", "seeds"):
+        del told[name]
+    for compared in told["comparisons"].values():
+        del compared["p_holm"], compared["groups"]
+    for score in (*told["scores"].values(), *told["base_scores"].values()):
+        del score["groups"]
+    (tmp_path / "old.json").write_text(json.dumps(told))
+    old = report.read_json(tmp_path / "old.json")
+    assert old.scores == made.scores and old.openings == () and old.comparisons["exact_match"].p_holm is None
 
 
 def test_two_runs_may_be_compared_by_name_and_need_common_rows() -> None:

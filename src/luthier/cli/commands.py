@@ -237,13 +237,31 @@ def tune(
     sets: Set = NOTHING,
     accept: Annotated[list[str], typer.Option("--accept", help="A finding you accept.", metavar="CODE")] = NOTHING,
     new: Annotated[bool, typer.Option("--new", help="Begin another run, whatever stands.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="Train so many times, each with another seed.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Tune, evaluate, and give a verdict. The same command again prints it, or continues what was interrupted."""
     here, experiment = _studio(), _accepting(_experiment(file, sets), accept)
-    with screen.busy(READING):
-        run = here.tune(experiment, new)
-    _carry(here, run, as_json)
+    trained = []
+    for further in range(seeds):
+        with screen.busy(READING):
+            run = here.tune(experiment, new, further)
+        trained.append(_carry(here, run, as_json))
+    if seeds > 1:
+        _tell_seeds(here, trained, as_json)
+
+
+def _tell_seeds(here: Studio, trained: list[Run], as_json: bool) -> None:
+    """What the runs say together, the metric that leads last on standard output."""
+    found = here.seeds(trained)
+    if as_json:
+        screen.json_line({"seeds": [asdict(each) for each in found]})
+        return
+    for each in found[1:]:
+        screen.say(each.sentence)
+    screen.say(f"report: {trained[0].path / 'report.html'}")
+    if found:
+        screen.line(found[0].sentence)
 
 
 def stop(run: Word) -> None:
@@ -265,7 +283,7 @@ def watch(run: SomeRun = None, as_json: Json = False) -> None:
     progress.draw(here.watch(here.find(run)), screen.err(), screen.line if as_json else None)
 
 
-def _carry(here: Studio, run: Run, as_json: bool) -> None:
+def _carry(here: Studio, run: Run, as_json: bool) -> Run:
     """Follow a run to its end and say its verdict; a run that is done already says it at once."""
     from luthier import studio
 
@@ -278,11 +296,12 @@ def _carry(here: Studio, run: Run, as_json: bool) -> None:
     told = studio.report(studio.done(run))
     if as_json:
         screen.json_line({"run": run.id, "verdict": told.verdict, "report": asdict(told)})
-        return
+        return run
     for note in told.notes:
         screen.say(f"note: {note}")
     screen.say(f"report: {run.path / 'report.html'}")
     screen.line(told.verdict)
+    return run
 
 
 # --- What came of it

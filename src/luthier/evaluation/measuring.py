@@ -7,6 +7,7 @@ metrics there are (`metrics.py`), how intervals are made (`statistics.py`).
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,8 +80,11 @@ class Measured:
     rows: tuple[float | None, ...]
 
 
-def measure(metric: Metric, predictions: Sequence[Prediction]) -> Measured | None:
-    """The score with its interval, or None if the rows do not have what the metric needs."""
+def measure(metric: Metric, predictions: Sequence[Prediction], grouped_by: str | None = None) -> Measured | None:
+    """The score with its interval, or None if the rows do not have what the metric needs.
+
+    `grouped_by`: the column whose equal values mark rows that share a context; the interval then counts groups.
+    """
     rows = tuple(metric.row(prediction) for prediction in predictions)
     usable = [(p, v) for p, v in zip(predictions, rows, strict=True) if v is not None]
     if not usable:
@@ -90,11 +94,21 @@ def measure(metric: Metric, predictions: Sequence[Prediction]) -> Measured | Non
     value = statistics.value(of, n)
     if not np.isfinite(value):
         return None
+    groups_N = groups_of([p for p, _ in usable], grouped_by)
     if metric.kind == "share":
-        low, high = statistics.wilson(sum(v for _, v in usable), n)
+        low, high = statistics.share_interval(np.array([v for _, v in usable]), groups_N)
     else:
-        low, high = statistics.bootstrap(of, n)
-    return Measured(Score(value, min(low, value), max(high, value), n), rows)
+        low, high = statistics.bootstrap(of, n, groups_N=groups_N)
+    groups = None if groups_N is None else int(groups_N.max()) + 1
+    return Measured(Score(value, min(low, value), max(high, value), n, groups), rows)
+
+
+def groups_of(predictions: Sequence[Prediction], grouped_by: str | None) -> np.ndarray | None:
+    """groups_N: each row's group by its column `grouped_by`; None without one, or where it makes no groups of rows."""
+    if grouped_by is None or any(grouped_by not in p.columns for p in predictions):
+        return None
+    cells = (p.columns[grouped_by] for p in predictions)
+    return statistics.number_groups([json.dumps(cell, sort_keys=True, default=str) for cell in cells])
 
 
 def weighted(metric: Metric, predictions: Sequence[Prediction], rows: Sequence[float]) -> Weighted:

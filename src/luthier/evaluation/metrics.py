@@ -15,7 +15,16 @@ import numpy as np
 from luthier import plugins
 from luthier.errors import SpecError, did_you_mean
 from luthier.evaluation import classes, forms, overlap
-from luthier.evaluation.measuring import Family, Measured, Metric, Prediction, from_function, measure, weighted
+from luthier.evaluation.measuring import (
+    Family,
+    Measured,
+    Metric,
+    Prediction,
+    from_function,
+    groups_of,
+    measure,
+    weighted,
+)
 from luthier.evaluation.normalisers import NORMALISERS, last_number, squad
 from luthier.evaluation.sql import same_result
 from luthier.evaluation.statistics import Weighted
@@ -30,6 +39,7 @@ __all__ = [
     "clean",
     "default_metrics",
     "from_function",
+    "groups_of",
     "measure",
     "weighted",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,18 @@ class Row:
 
 
 def collect(
-    questions: Sequence[Question], sides: Mapping[str, Answerer], metrics: Sequence[Metric], path: Path, key: str
+    questions: Sequence[Question],
+    sides: Mapping[str, Answerer],
+    metrics: Sequence[Metric],
+    path: Path,
+    key: str,
+    kept: Collection[str] = (),
 ) -> list[Row]:
     """Ask every side every question; rows already in `path` under the same `key` are not asked again.
 
     `key` names who answers and how (adapter, base, settings): a file of another key, other sides or other metrics is
     begun anew. The work may be killed at any moment: a torn last line is dropped, and a resumed file equals an
-    unbroken one.
+    unbroken one. `kept` names columns that are written down even where they repeat the prompt or a reference.
     """
     key = content_id([key, sorted(sides), [metric.name for metric in metrics]])
     known = _keep(path, key)
@@ -69,7 +74,7 @@ def collect(
             chunk = todo[start : start + CHUNK]
             answers = {side: ask(chunk) for side, ask in sides.items()}
             for i, question in enumerate(chunk):
-                row = _row(question, {side: said[i] for side, said in answers.items()}, metrics)
+                row = _row(question, {side: said[i] for side, said in answers.items()}, metrics, kept)
                 file.write(_to_line(row, key))
                 known[question.example.id] = row
             file.flush()
@@ -87,9 +92,9 @@ def side(rows: Sequence[Row], name: str) -> list[Prediction]:
     return [row.sides[name] for row in rows]
 
 
-def _row(question: Question, answers: Mapping[str, Answer], metrics: Sequence[Metric]) -> Row:
+def _row(question: Question, answers: Mapping[str, Answer], metrics: Sequence[Metric], kept: Collection[str]) -> Row:
     shown = (question.prompt, *question.references)  # cells may be lists, which no set can hold
-    columns = {name: cell for name, cell in question.example.columns.items() if cell not in shown}
+    columns = {name: cell for name, cell in question.example.columns.items() if name in kept or cell not in shown}
     sides = {
         name: Prediction(
             question.example.id,
