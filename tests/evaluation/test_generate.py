@@ -100,7 +100,7 @@ def test_a_close_call_is_decided_by_the_row_alone(tiny: Tiny, kind: str, monkeyp
         output[1::2] = output[0::2] + 1e-7 * torch.randn(output[0::2].shape, generator=torch.Generator().manual_seed(0))
     asked = prompts(5, seed=3)
     alone = [generate.answer(tuned, None, [prompt], NEW)[0].ids for prompt in asked]
-    read, noise = generate._Decoding._forward, torch.Generator().manual_seed(1)
+    read, noise = decoding._Flat.go_on, torch.Generator().manual_seed(1)
 
     def shaken(run: generate._Decoding, **call: object) -> tuple[torch.Tensor, object]:
         """Rounding as a large batch would have it, ten times enlarged; a row alone is as it is."""
