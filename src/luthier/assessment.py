@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+import torch
+
 from luthier import presets, runs, spec, workbench
 from luthier.data import gate
 from luthier.data.encode import Rules
@@ -89,7 +91,15 @@ def passed(exam: Exam, experiment: spec.Experiment, base: Base) -> Exam:
     findings = findings_of(exam, experiment, base)
     gate.refuse(findings, experiment.data.accept)
     said = [gate.words(finding) for finding in findings if finding.severity != "note"]
-    return dataclasses.replace(exam, notes=(*exam.notes, *said))
+    return dataclasses.replace(exam, notes=(*exam.notes, *said, *rounding(base)))
+
+
+def rounding(base: Base) -> tuple[str, ...]:
+    """A note where the same row may be answered otherwise in other company (ENGINE.md §10.12 holds on float32)."""
+    if base.dtype == torch.float32 or base.family == "encoder":
+        return ()
+    precision = str(base.dtype).removeprefix("torch.")
+    return (f"answers in {precision}: where two tokens are almost equally likely, rounding may decide between them",)
 
 
 def _drawn(examples: list[Example], limit: int | None, seed: int) -> list[Example]:

@@ -149,10 +149,10 @@ def _pieces(tuned: Tuned, rows: Sequence[Row], slot: int, most: int) -> Iterator
 
 
 def trunks(ordered: Sequence[np.ndarray], virtual: int = 0) -> list[tuple[int, int, int]]:
-    """Sorted rows as (start, stop, shared): neighbours whose common beginning is kept once, so that most is saved.
+    """Sorted rows as (start, stop, shared): neighbours whose common beginning is kept once.
 
-    n rows that share d tokens save (n - 1) · d. Of nested beginnings one level is taken: the outer one, or all that
-    is best inside it. Rows without a trunk are alone with 0. `virtual` tokens more stand before every row.
+    n rows that share d tokens save (n - 1) · d. Of nested beginnings one level is taken, whichever saves more: the
+    outer one, or those inside it. Rows without a trunk are alone with 0. `virtual` tokens more stand before every row.
     """
     open_: list[tuple[int, int, int, list[tuple[int, int, int]]]] = [(-1, 0, 0, [])]  # depth, start, saved, how
     for stop in range(1, len(ordered) + 1):
