@@ -4,18 +4,18 @@
     python bench/evaluate.py --quick     300 prompts, two rounds, nothing kept
 
 **What is asked.** The `sql` and `cls` rows of `kit/workloads.py` (schemas of 150–400 tokens with 25 questions each;
-one instruction of 200 tokens), to the random Llama of 15 M parameters. Its output layer is its own, or it would repeat
-what it reads; its last norm is multiplied by `SURER`, so that it is as sure of its tokens as a tuned model is; one
-token in `ENDS` ends an answer, so that lengths differ.
+one instruction of 200 tokens), to the random Llama of 15 M parameters. Its output layer is its own and its embeddings
+are multiplied by `LOUDER`, or it would say one token for ever; its last norm is multiplied by `SURER`, so that it is
+as sure of its tokens as a tuned model; one token in `ENDS` ends an answer, so that lengths differ.
 
 **Who answers.** The pipeline, one text at a time; `generate` on left-padded batches of 8 and of 32, prompts sorted by
 length; luthier, all prompts in one call. luthier answers everything each round; the others, whose time grows with the
 number of prompts alone, answer a part of it, spread over all lengths. Ratios are medians of each round's own
 seconds a prompt. Every answer that others give is compared with luthier's, token for token.
 
-**Exact match.** One pass over prompt and reference; a reference is what the model says itself (even rows), or something
-else (odd rows). `complete` then generates what the pass does not settle, so that all answers are known (timed on a
-quarter of the rows).
+**Exact match.** One pass over prompt and reference; a reference is what the model says itself (even rows), or says to
+another prompt (odd rows). `complete` then generates what the pass does not settle, so that all answers are known (timed
+on a quarter of the rows).
 
 **Classes.** Twenty names of 3–8 tokens: the likelihood of each as the answer to the prompt, read once.
 """
@@ -43,12 +43,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from luthier import spec
 from luthier.data.examples import Encoded
-from luthier.evaluation import generate
+from luthier.evaluation import decoding, generate
 from luthier.models import base
 from luthier.models.methods import Tuned, attach
+from luthier.models.slots import BARE_BASE
 
 RESULTS = Path(__file__).resolve().parent / "results" / "evaluate.json"
-SURER, ENDS, CLASSES = 200.0, 30, 20
+LOUDER, SURER, ENDS, CLASSES = 25.0, 200.0, 30, 20
 NEW = {"sql": 40, "cls": 8}
 OTHERS = {"pipeline, row by row": 1, "generate, batches of 8": 8, "generate, batches of 32": 32}
 PARTS = {1: 16, 8: 4, 32: 2}  # batches of each size a round
@@ -85,6 +86,7 @@ def make(folder: Path) -> tuple[Tuned, Any, Any]:
     torch.manual_seed(1)
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * model.config.initializer_range)
     with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(LOUDER)
         model.model.norm.weight.mul_(SURER)
     ends = [workloads.END_ID, *range(ENDS, workloads.VOCABULARY, ENDS)]
     model.generation_config.eos_token_id = ends
@@ -97,9 +99,9 @@ def make(folder: Path) -> tuple[Tuned, Any, Any]:
 
 def spread(count: int, size: int, turn: int) -> list[list[int]]:
     """Some batches of `size` of `count` sorted prompts, from all lengths, others each turn."""
-    starts = np.arange(0, count - size + 1, size)
-    parts = np.array_split(np.random.default_rng([size, turn]).permutation(len(starts)), PARTS[size])
-    return [list(range(starts[part[0]], starts[part[0]] + size)) for part in parts if len(part)]
+    parts = np.array_split(np.arange(0, count - size + 1, size), PARTS[size])
+    draw = np.random.default_rng([size, turn])
+    return [list(range(start, start + size)) for start in (int(draw.choice(part)) for part in parts if len(part))]
 
 
 def by_pipeline(model: Any, words: Any, work: Asked) -> Callable[[list[int]], list[list[int]]]:
@@ -138,12 +140,21 @@ def timed(way: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, found
 
 
-def references(work: Asked, said: Sequence[generate.Completion], ends: Sequence[int]) -> list[Encoded]:
-    """Even rows: what the model says (cut to end where it would not); odd rows: another row's answer."""
+def spoken(tuned: Tuned, prompts: Sequence[list[int]], new: int) -> list[list[int]]:
+    """What the model says to each prompt, end token included."""
+    rows = [decoding.Row(BARE_BASE, ids, new) for ids in prompts]
+    for company in decoding.companies(tuned, rows, most=1000):
+        for _ in decoding.decode(tuned, rows, company, decoding.greedy(tuned)):
+            pass
+    return [row.said for row in rows]
+
+
+def references(work: Asked, said: Sequence[list[int]], ends: Sequence[int]) -> list[Encoded]:
+    """Even rows: what the model says (ended where it would go on); odd rows: what it says to another prompt."""
     rows = []
     for i, prompt in enumerate(work.ids):
-        own = said[i if i % 2 == 0 else (i + 1) % len(said)]
-        ids_L = np.array([*prompt, *own.ids, ends[0]], np.int32)
+        own = said[(i if i % 2 == 0 else i + 1) % len(said)]
+        ids_L = np.array([*prompt, *own, *([] if own[-1] in ends else ends[:1])], np.int32)
         rows.append(Encoded(str(i), ids_L, np.arange(len(ids_L)) >= len(prompt)))
     return rows
 
@@ -158,6 +169,10 @@ def measure(data: str, count: int, rounds: int, folder: Path) -> dict[str, Any]:
     for size, way in ways.items():
         way(by_length[:size])
     options = [[_candidate(prompt, name) for name in work.names] for prompt in work.ids[: max(25, count // 20)]]
+    some = slice(0, count // 4)
+    ends = set(tuned.base.end_token_ids)
+    own = spoken(tuned, work.ids[some], work.new)
+    whole = references(work, own, tuned.base.end_token_ids)
     seconds: dict[str, list[float]] = {}
     compared, differ = dict.fromkeys(OTHERS, 0), dict.fromkeys(OTHERS, 0)
     for turn in range(rounds):
@@ -171,15 +186,13 @@ def measure(data: str, count: int, rounds: int, folder: Path) -> dict[str, Any]:
             for i, answer in zip(asked_rows, answers, strict=True):
                 compared[name] += 1
                 differ[name] += answer[: len(said[i].ids)] != list(said[i].ids)
-        whole = references(work, said, tuned.base.end_token_ids)
-        taken, told = timed(lambda: generate.likelihoods(tuned, None, whole))  # noqa: B023
+        taken, told = timed(lambda: generate.likelihoods(tuned, None, whole))
         seconds.setdefault("exact match", []).append(taken / count)
-        some = whole[: count // 4]
-        taken, _ = timed(lambda: generate.complete(tuned, None, some, work.new))  # noqa: B023
-        seconds.setdefault("exact match, all answers", []).append(taken / len(some))
+        taken, _ = timed(lambda: generate.complete(tuned, None, whole[some], work.new))
+        seconds.setdefault("exact match, all answers", []).append(taken / len(own))
         taken, _ = timed(lambda: generate.label_scores(tuned, None, options))
         seconds.setdefault("classes", []).append(taken / len(options))
-    own = [told[i].greedy for i in range(0, count, 2) if said[i].stopped]
+    known = [told[i].greedy for i in range(0, len(own), 2) if own[i][-1] in ends]
     return {
         "prompts": count,
         "rounds": rounds,
@@ -189,7 +202,7 @@ def measure(data: str, count: int, rounds: int, folder: Path) -> dict[str, Any]:
         "times_faster": {way: _ratios(seconds, way) for way in ("answers", "exact match", "exact match, all answers")},
         "compared": compared,
         "differ": differ,
-        "own_answers_known_without_generation": round(sum(own) / max(1, len(own)), 3),
+        "own_answers_known_without_generation": round(sum(known) / max(1, len(known)), 3),
     }
 
 
@@ -235,8 +248,8 @@ def main() -> int:
             count, rounds = given.prompts or (300 if given.quick else 1500), given.rounds or 2
             results[data] = measure(data, count, rounds, Path(place))
         show(data, results[data])
-    if not given.quick:
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        if not given.quick:
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 

@@ -18,6 +18,7 @@ from luthier import presets, runs, spec, workbench
 from luthier.data import gate
 from luthier.data.encode import Rules
 from luthier.data.examples import Example, content_id
+from luthier.data.ordering import by_content
 from luthier.data.prepare import Dataset, prepare
 from luthier.errors import ModelError
 from luthier.evaluation import ask, curves, metrics, predictions, report_page
@@ -29,7 +30,7 @@ from luthier.models.methods import Tuned
 from luthier.runs import Finding, Run
 from luthier.spec.parameters import RepairStep
 
-TOGETHER = 64  # rows asked between two looks at the clock and at whether to stop
+TOGETHER = 128  # rows asked between two looks at the clock and at whether to stop
 
 Heard = Callable[[int], None]  # told how many rows were answered; may raise to end the work
 
@@ -118,9 +119,15 @@ def base_answerer(exam: Exam, tuned: Tuned, train: Iterable[Example]) -> tuple[A
 
 
 def answers(exam: Exam, sides: Mapping[str, Answerer], path: Path, key: str, heard: Heard) -> list[predictions.Row]:
-    """Every side's answers to the exam, kept in `path` as they come: an answer given under `key` is not asked again."""
+    """Every side's answers to the exam, kept in `path` as they come: an answer given under `key` is not asked again.
+
+    Asked, and kept, in the order of the prompts' tokens: those that begin alike are read together. Given in the exam's.
+    """
     watched = {side: _watched(answerer, heard) for side, answerer in sides.items()}
-    return predictions.collect(exam.questions, watched, exam.metrics, path, key)
+    near = [exam.questions[i] for i in by_content([question.encoded for question in exam.questions])]
+    rows = predictions.collect(near, watched, exam.metrics, path, key)
+    found = {question.example.id: row for question, row in zip(near, rows, strict=True)}
+    return [found[question.example.id] for question in exam.questions]
 
 
 def _watched(answerer: Answerer, heard: Heard) -> Answerer:
