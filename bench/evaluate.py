@@ -1,7 +1,7 @@
 """Answering test rows: luthier against transformers' pipeline, row by row, and its `generate`, in one interleaved run.
 
     python bench/evaluate.py             1,500 prompts of each workload; writes bench/results/evaluate.json
-    python bench/evaluate.py --quick     300 prompts, two rounds, nothing kept
+    python bench/evaluate.py --quick     300 prompts, two rounds of 150, nothing kept
 
 **What is asked.** The `sql` and `cls` rows of `kit/workloads.py` (schemas of 150–400 tokens with 25 questions each;
 one instruction of 200 tokens), to the random Llama of 15 M parameters. Its output layer is its own and its embeddings
@@ -9,13 +9,14 @@ are multiplied by `LOUDER`, or it would say one token for ever; its last norm is
 as sure of its tokens as a tuned model; one token in `ENDS` ends an answer, so that lengths differ.
 
 **Who answers.** The pipeline, one text at a time; `generate` on left-padded batches of 8 and of 32, prompts sorted by
-length; luthier, all prompts in one call. luthier answers everything each round; the others, whose time grows with the
-number of prompts alone, answer a part of it, spread over all lengths. Ratios are medians of each round's own
-seconds a prompt. Every answer that others give is compared with luthier's, token for token.
+length; luthier, all prompts of a round in one call. A round is a third of the prompts, with all that share a schema;
+luthier answers every one of them, the others, whose time grows with the number of prompts alone, some of all lengths.
+Ratios are medians of each round's own seconds a prompt. Every answer that others give is compared with luthier's,
+token for token.
 
-**Exact match.** One pass over prompt and reference; a reference is what the model says itself (even rows), or says to
-another prompt (odd rows). `complete` then generates what the pass does not settle, so that all answers are known (timed
-on a quarter of the rows).
+**Exact match.** One pass over prompt and reference; a reference is what the model says itself (even rows of the first
+`OWN` of a round), or says to another prompt. `complete` then generates what the pass does not settle, so that all
+answers are known (timed on those first rows).
 
 **Classes.** Twenty names of 3–8 tokens: the likelihood of each as the answer to the prompt, read once.
 """
@@ -49,7 +50,7 @@ from luthier.models.methods import Tuned, attach
 from luthier.models.slots import BARE_BASE
 
 RESULTS = Path(__file__).resolve().parent / "results" / "evaluate.json"
-LOUDER, SURER, ENDS, CLASSES = 25.0, 200.0, 30, 20
+LOUDER, SURER, ENDS, CLASSES, OWN = 25.0, 200.0, 30, 20, 64
 NEW = {"sql": 40, "cls": 8}
 OTHERS = {"pipeline, row by row": 1, "generate, batches of 8": 8, "generate, batches of 32": 32}
 PARTS = {1: 16, 8: 4, 32: 2}  # batches of each size a round
@@ -70,8 +71,6 @@ def asked(data: str, count: int, seed: int = 0) -> Asked:
     draw = np.random.default_rng(seed)
     rows = workloads.sql(draw, -(-count // 25)) if data == "sql" else workloads.cls(draw, count)
     ids = [row.ids_L[: row.prompt_length].tolist() for row in rows[:count]]
-    order = np.random.default_rng(1).permutation(len(ids))  # as they would stand in a test split
-    ids = [ids[i] for i in order]
     names = [[*draw.integers(4, 32_000, draw.integers(2, 8)).tolist(), workloads.END_ID] for _ in range(CLASSES)]
     return Asked(ids, [" ".join(f"w{i}" for i in row) for row in ids], NEW[data], names)
 
@@ -97,11 +96,11 @@ def make(folder: Path) -> tuple[Tuned, Any, Any]:
     return tuned, model, words
 
 
-def spread(count: int, size: int, turn: int) -> list[list[int]]:
-    """Some batches of `size` of `count` sorted prompts, from all lengths, others each turn."""
-    parts = np.array_split(np.arange(0, count - size + 1, size), PARTS[size])
+def spread(rows: Sequence[int], size: int, turn: int) -> list[list[int]]:
+    """Some batches of `size` of sorted prompts, from all lengths."""
+    parts = np.array_split(np.arange(0, len(rows) - size + 1, size), PARTS[size])
     draw = np.random.default_rng([size, turn])
-    return [list(range(start, start + size)) for start in (int(draw.choice(part)) for part in parts if len(part))]
+    return [list(rows[start : start + size]) for start in (int(draw.choice(part)) for part in parts if len(part))]
 
 
 def by_pipeline(model: Any, words: Any, work: Asked) -> Callable[[list[int]], list[list[int]]]:
@@ -134,12 +133,6 @@ def by_generate(model: Any, words: Any, work: Asked) -> Callable[[list[int]], li
     return answer
 
 
-def timed(way: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    found = way()
-    return time.perf_counter() - started, found
-
-
 def spoken(tuned: Tuned, prompts: Sequence[list[int]], new: int) -> list[list[int]]:
     """What the model says to each prompt, end token included."""
     rows = [decoding.Row(BARE_BASE, ids, new) for ids in prompts]
@@ -149,11 +142,11 @@ def spoken(tuned: Tuned, prompts: Sequence[list[int]], new: int) -> list[list[in
     return [row.said for row in rows]
 
 
-def references(work: Asked, said: Sequence[list[int]], ends: Sequence[int]) -> list[Encoded]:
-    """Even rows: what the model says (ended where it would go on); odd rows: what it says to another prompt."""
+def references(prompts: Sequence[list[int]], said: Sequence[list[int]], ends: Sequence[int]) -> list[Encoded]:
+    """Even rows: what the model says (ended where it would go on), as far as it is known; others: something else."""
     rows = []
-    for i, prompt in enumerate(work.ids):
-        own = said[(i if i % 2 == 0 else i + 1) % len(said)]
+    for i, prompt in enumerate(prompts):
+        own = said[(i if i % 2 == 0 and i < len(said) else i + 1) % len(said)]
         ids_L = np.array([*prompt, *own, *([] if own[-1] in ends else ends[:1])], np.int32)
         rows.append(Encoded(str(i), ids_L, np.arange(len(ids_L)) >= len(prompt)))
     return rows
@@ -162,42 +155,46 @@ def references(work: Asked, said: Sequence[list[int]], ends: Sequence[int]) -> l
 def measure(data: str, count: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Seconds a prompt of every way, a list with one for each round, and how many answers were compared and differ."""
     tuned, model, words = make(folder)
-    work = asked(data, count)
-    by_length = sorted(range(count), key=lambda i: len(work.ids[i]))
+    work, ends = asked(data, count), tuned.base.end_token_ids
     ways = {1: by_pipeline(model, words, work), 8: by_generate(model, words, work), 32: by_generate(model, words, work)}
     generate.answer(tuned, None, work.ids[:64], work.new)  # to warm up
     for size, way in ways.items():
-        way(by_length[:size])
-    options = [[_candidate(prompt, name) for name in work.names] for prompt in work.ids[: max(25, count // 20)]]
-    some = slice(0, count // 4)
-    ends = set(tuned.base.end_token_ids)
-    own = spoken(tuned, work.ids[some], work.new)
-    whole = references(work, own, tuned.base.end_token_ids)
+        way(list(range(size)))
     seconds: dict[str, list[float]] = {}
-    compared, differ = dict.fromkeys(OTHERS, 0), dict.fromkeys(OTHERS, 0)
-    for turn in range(rounds):
-        taken, said = timed(lambda: generate.answer(tuned, None, work.ids, work.new))
-        seconds.setdefault("answers", []).append(taken / count)
+    compared, differ, known, lengths = dict.fromkeys(OTHERS, 0), dict.fromkeys(OTHERS, 0), [], []
+
+    def timed(name: str, answers: int, way: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        found = way()
+        seconds.setdefault(name, []).append((time.perf_counter() - started) / answers)
+        return found
+
+    for turn, part in enumerate(np.array_split(np.arange(count), rounds)):
+        mixed = np.random.default_rng(turn).permutation(part).tolist()  # as they would stand in a test split
+        prompts = [work.ids[i] for i in mixed]
+        answers = timed("answers", len(mixed), lambda: generate.answer(tuned, None, prompts, work.new))  # noqa: B023
+        said = {i: list(answer.ids) for i, answer in zip(mixed, answers, strict=True)}
+        lengths += [len(answer.ids) for answer in answers]
         for name, size in OTHERS.items():
-            batches = [[by_length[k] for k in batch] for batch in spread(count, size, turn)]
-            taken, found = timed(lambda: [ways[size](batch) for batch in batches])  # noqa: B023
-            seconds.setdefault(name, []).append(taken / sum(map(len, batches)))
-            asked_rows, answers = [i for batch in batches for i in batch], [row for part in found for row in part]
-            for i, answer in zip(asked_rows, answers, strict=True):
+            batches = spread(sorted(mixed, key=lambda i: len(work.ids[i])), size, turn)
+            rows = [i for batch in batches for i in batch]
+            found = timed(name, len(rows), lambda: [ways[size](batch) for batch in batches])  # noqa: B023
+            for i, answer in zip(rows, (row for some in found for row in some), strict=True):
                 compared[name] += 1
-                differ[name] += answer[: len(said[i].ids)] != list(said[i].ids)
-        taken, told = timed(lambda: generate.likelihoods(tuned, None, whole))
-        seconds.setdefault("exact match", []).append(taken / count)
-        taken, _ = timed(lambda: generate.complete(tuned, None, whole[some], work.new))
-        seconds.setdefault("exact match, all answers", []).append(taken / len(own))
-        taken, _ = timed(lambda: generate.label_scores(tuned, None, options))
-        seconds.setdefault("classes", []).append(taken / len(options))
-    known = [told[i].greedy for i in range(0, len(own), 2) if own[i][-1] in ends]
+                differ[name] += answer[: len(said[i])] != said[i]
+        own = spoken(tuned, prompts[:OWN], work.new)
+        whole = references(prompts, own, ends)
+        told = timed("exact match", len(whole), lambda: generate.likelihoods(tuned, None, whole))  # noqa: B023
+        first = whole[: len(own)]
+        timed("exact match, all answers", len(own), lambda: generate.complete(tuned, None, first, work.new))  # noqa: B023
+        known += [told[i].greedy for i in range(0, len(own), 2) if own[i][-1] in ends]
+        options = [[_candidate(prompt, name) for name in work.names] for prompt in prompts[:16]]
+        timed("classes", len(options), lambda: generate.label_scores(tuned, None, options))  # noqa: B023
     return {
         "prompts": count,
         "rounds": rounds,
         "tokens_a_prompt": round(sum(map(len, work.ids)) / count, 1),
-        "tokens_an_answer": round(sum(len(one.ids) for one in said) / count, 1),
+        "tokens_an_answer": round(sum(lengths) / count, 1),
         "seconds_a_prompt": {name: round(median(each), 5) for name, each in seconds.items()},
         "times_faster": {way: _ratios(seconds, way) for way in ("answers", "exact match", "exact match, all answers")},
         "compared": compared,
@@ -245,7 +242,7 @@ def main() -> int:
     results: dict[str, Any] = {"machine": machine.facts(), "matrix_gflops": round(machine.matrix_rate() / 1e9, 1)}
     for data in given.only:
         with tempfile.TemporaryDirectory() as place:
-            count, rounds = given.prompts or (300 if given.quick else 1500), given.rounds or 2
+            count, rounds = given.prompts or (300 if given.quick else 1500), given.rounds or (2 if given.quick else 3)
             results[data] = measure(data, count, rounds, Path(place))
         show(data, results[data])
         if not given.quick:
