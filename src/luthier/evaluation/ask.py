@@ -115,7 +115,7 @@ def by_models(
 
     def answering(asked: Sequence[Question]) -> list[list[Answer]]:
         said = ask([slot for slot in slots for _ in asked], [question for _ in slots for question in asked])
-        return [said[start : start + len(asked)] for start in range(0, len(said), len(asked))] or [[] for _ in slots]
+        return [said[k * len(asked) : (k + 1) * len(asked)] for k in range(len(slots))]
 
     return answering
 
