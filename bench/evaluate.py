@@ -53,7 +53,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "evaluate.json"
 LOUDER, SURER, ENDS, CLASSES, OWN = 25.0, 200.0, 30, 20, 64
 NEW = {"sql": 40, "cls": 8}
 OTHERS = {"pipeline, row by row": 1, "generate, batches of 8": 8, "generate, batches of 32": 32}
-PARTS = {1: 16, 8: 4, 32: 2}  # batches of each size a round
+PARTS = {1: 10, 8: 3, 32: 1}  # batches of each size a round
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def test_slots_answer_together_as_each_alone(tiny: Tiny, kind: str, task: str) -
     base = bases.load(spec.Model(name=str(tiny(kind))), labels=LABELS)
     rules = encode.Rules(base.family, end_token_ids=base.end_token_ids, task=task, labels=LABELS)
     lora = spec.Lora(rank=2, alpha=4, dropout=0.0, target_modules=("all-linear",))
-    tuned = attach(base, [lora, spec.PromptTuning(virtual_tokens=4)], [0, 1])
+    tuned = attach(base, [lora, spec.PromptTuning(virtual_tokens=4, init_method="vocabulary")], [0, 1])
     examples = [labelled(i, f"text number {i}", LABELS[i % 3]) for i in range(5)]
     asked, _ = ask.questions(examples, tuned.base.tokenizer, rules)
     how = ask.How(max_new_tokens=5)
