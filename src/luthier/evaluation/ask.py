@@ -114,6 +114,8 @@ def by_models(
     ask = _way(tuned, rules, how)
 
     def answering(asked: Sequence[Question]) -> list[list[Answer]]:
+        if not asked:
+            return [[] for _ in slots]
         said = ask([slot for slot in slots for _ in asked], [question for _ in slots for question in asked])
         return [said[k * len(asked) : (k + 1) * len(asked)] for k in range(len(slots))]
 
