@@ -30,10 +30,10 @@ def begin(tmp_path: Path, starting: Starting) -> Callable[..., runs.Run]:
     """`begin(model, data, method="lora", …)`: a queued run in `tmp_path`; the test carries it in this process."""
     starting(lambda run: run)
 
-    def make(model: Path, data: Any, **parts: Any) -> runs.Run:
+    def make(model: Any, data: Any, **parts: Any) -> runs.Run:
         values = {
             "name": "tiny",
-            "model": str(model),
+            "model": model if isinstance(model, dict) else str(model),
             "data": data if isinstance(data, dict) else str(data),
             "method": "lora",
             "training": FEW,
@@ -239,6 +239,21 @@ def test_without_test_rows_validation_is_measured_and_the_report_says_so(
     run = carry(begin(tiny("tiny_llama"), {"train": str(rows.pairs(tmp_path)), "test": 0.0}))
     report = read_json(run.path / "report.json")
     assert report.subject.split == "validation" and "no test rows" in " ".join(report.notes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_report_says_where_rounding_may_decide(
+    dtype: str, tiny: Callable[..., Path], tmp_path: Path, begin: Callable[..., runs.Run]
+) -> None:
+    """ENGINE.md §10.12 holds on float32; rows that begin alike are asked, and kept, side by side."""
+    model = {"name": str(tiny("tiny_llama")), "dtype": dtype}
+    wishes = {"task": "generation", "evaluation": {"max_new_tokens": 3}}
+    run = carry(begin(model, rows.pairs(tmp_path), **wishes))
+    for report in (read_json(run.path / "report.json"), assessment.of_run(run, rows.pairs(tmp_path))):
+        assert ("answers in bfloat16: where two tokens" in " ".join(report.notes)) == (dtype == "bfloat16")
+    asked = [row.sides["tuned"].prompt for row in predictions.read(run.path / "predictions.jsonl")]
+    words = workbench.open_run(run).base.tokenizer
+    assert asked == sorted(asked, key=lambda prompt: words(prompt).input_ids) and len(asked) > 1
 
 
 def test_without_a_base_to_compare_there_is_a_score_and_no_comparison(

@@ -77,7 +77,7 @@ def rows_of(data: str, seed: int = 0) -> list[Encoded]:
     """All rows of a workload by name. Raises FileNotFoundError where real data are not there."""
     if data in REAL:
         return list(_real(data))
-    return {"cls": _cls, "sql": _sql, "chat": _chat}[data](np.random.default_rng(seed))
+    return {"cls": cls, "sql": sql, "chat": _chat}[data](np.random.default_rng(seed))
 
 
 def prefixed(count: int, length: int, shared: float, seed: int = 0) -> list[Encoded]:
@@ -95,7 +95,8 @@ def prefixed(count: int, length: int, shared: float, seed: int = 0) -> list[Enco
 # ----------------------------------------------------------------------------------------------------------- synthetic
 
 
-def _cls(draw: np.random.Generator, count: int = 512) -> list[Encoded]:
+def cls(draw: np.random.Generator, count: int = 512) -> list[Encoded]:
+    """Rows of the workload of that name."""
     instruction = _random(draw, 200)
     return [
         _row(i, instruction, _random(draw, draw.integers(30, 61)), _random(draw, draw.integers(3, 9)))
@@ -103,9 +104,10 @@ def _cls(draw: np.random.Generator, count: int = 512) -> list[Encoded]:
     ]
 
 
-def _sql(draw: np.random.Generator) -> list[Encoded]:
+def sql(draw: np.random.Generator, schemas: int = 40) -> list[Encoded]:
+    """Rows of the workload of that name, 25 a schema."""
     rows = []
-    for _ in range(40):
+    for _ in range(schemas):
         schema = _random(draw, draw.integers(150, 401))
         for _ in range(25):
             question, answer = _random(draw, draw.integers(10, 31)), _random(draw, draw.integers(15, 41))

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+import torch
+
 from luthier import presets, runs, spec, workbench
 from luthier.data import gate, openings
 from luthier.data.encode import Rules
 from luthier.data.examples import Example, content_id
 from luthier.data.openings import Opening
+from luthier.data.ordering import by_content
 from luthier.data.prepare import Dataset, prepare
 from luthier.errors import ModelError, SpecError
 from luthier.evaluation import ask, curves, metrics, predictions, report_page, seeds
@@ -29,7 +32,7 @@ from luthier.models.methods import Tuned
 from luthier.runs import Finding, Run
 from luthier.spec.parameters import RepairStep
 
-TOGETHER = 64  # rows asked between two looks at the clock and at whether to stop
+TOGETHER = 128  # rows asked between two looks at the clock and at whether to stop
 
 Heard = Callable[[int], None]  # told how many rows were answered; may raise to end the work
 
@@ -108,7 +111,15 @@ def passed(exam: Exam, experiment: spec.Experiment, base: Base) -> Exam:
     findings = findings_of(exam, experiment, base)
     gate.refuse(findings, experiment.data.accept)
     said = [gate.words(finding) for finding in findings if finding.severity != "note"]
-    return dataclasses.replace(exam, notes=(*exam.notes, *said))
+    return dataclasses.replace(exam, notes=(*exam.notes, *said, *rounding(base)))
+
+
+def rounding(base: Base) -> tuple[str, ...]:
+    """A note where the same row may be answered otherwise in other company (ENGINE.md §10.12 holds on float32)."""
+    if base.dtype == torch.float32 or base.family == "encoder":
+        return ()
+    precision = str(base.dtype).removeprefix("torch.")
+    return (f"answers in {precision}: where two tokens are almost equally likely, rounding may decide between them",)
 
 
 def _drawn(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
@@ -127,10 +138,16 @@ def base_answerer(exam: Exam, tuned: Tuned, train: Iterable[Example]) -> tuple[A
 
 
 def answers(exam: Exam, sides: Mapping[str, Answerer], path: Path, key: str, heard: Heard) -> list[predictions.Row]:
-    """Every side's answers to the exam, kept in `path` as they come: an answer given under `key` is not asked again."""
+    """Every side's answers to the exam, kept in `path` as they come: an answer given under `key` is not asked again.
+
+    Asked, and kept, in the order of the prompts' tokens: those that begin alike are read together. Given in the exam's.
+    """
     watched = {side: _watched(answerer, heard) for side, answerer in sides.items()}
     kept = (exam.grouped_by,) if exam.grouped_by else ()
-    return predictions.collect(exam.questions, watched, exam.metrics, path, key, kept)
+    near = [exam.questions[i] for i in by_content([question.encoded for question in exam.questions])]
+    rows = predictions.collect(near, watched, exam.metrics, path, key, kept)
+    found = {question.example.id: row for question, row in zip(near, rows, strict=True)}
+    return [found[question.example.id] for question in exam.questions]
 
 
 def _watched(answerer: Answerer, heard: Heard) -> Answerer:

@@ -200,7 +200,7 @@ def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
         _note(run, "layout", tuned.note)
     runs.update(run.path, {"facts": {"longest_answer": longest, "accepted": sorted({f.code for f in accepted})}})
     notes = (*exam.notes, *(f"accepted by a person: {gate.words(finding)}" for finding in accepted))
-    return bench, tuned, replace(exam, notes=notes)
+    return bench, tuned, replace(exam, notes=(*notes, *assessment.rounding(tuned.base)))
 
 
 def _ask_base(run: Run, bench: Bench, tuned: Tuned, exam: Exam, stop: Stop) -> tuple[Answerer, str] | None:

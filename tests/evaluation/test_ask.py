@@ -103,6 +103,28 @@ def test_classes_are_chosen_by_likelihood_and_never_outside_the_set(tiny: Tiny, 
             assert answer.nll == pytest.approx(nll[LABELS.index(example.label or "")], abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_t5", "tiny_bert"])
+@pytest.mark.parametrize("task", ["classification", "generation"])
+def test_slots_answer_together_as_each_alone(tiny: Tiny, kind: str, task: str) -> None:
+    """The candidates of a wave and the bare base, in one pass; of a generation task, classes are written freely."""
+    base = bases.load(spec.Model(name=str(tiny(kind))), labels=LABELS)
+    rules = encode.Rules(base.family, end_token_ids=base.end_token_ids, task=task, labels=LABELS)
+    lora = spec.Lora(rank=2, alpha=4, dropout=0.0, target_modules=("all-linear",))
+    tuned = attach(base, [lora, spec.PromptTuning(virtual_tokens=4, init_method="vocabulary")], [0, 1])
+    examples = [labelled(i, f"text number {i}", LABELS[i % 3]) for i in range(5)]
+    asked, _ = ask.questions(examples, tuned.base.tokenizer, rules)
+    how = ask.How(max_new_tokens=5)
+    slots = [0, 1] if base.family == "encoder" else [None, 0, 1]
+    together = ask.by_models(tuned, slots, rules, how)(asked)
+    for slot, answers in zip(slots, together, strict=True):
+        for mine, alone in zip(answers, ask.by_model(tuned, slot, rules, how)(asked), strict=True):
+            assert (mine.text, mine.stopped) == (alone.text, alone.stopped)
+            assert (mine.nll or 0) == pytest.approx(alone.nll or 0, abs=1e-4)
+    free = {answer.text for answers in together for answer in answers} - set(LABELS)
+    assert bool(free) == (task == "generation" and base.family != "encoder")
+    assert ask.by_models(tuned, slots, rules, how)([]) == [[] for _ in slots]
+
+
 def test_candidates_are_written_as_the_row_writes_its_answer(tiny: Tiny) -> None:
     tuned, rules = load(tiny, "tiny_llama", task="classification", labels=LABELS)
     row = pair(0, "Is it?", " yes\n")

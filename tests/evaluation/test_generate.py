@@ -15,7 +15,7 @@ import torch
 
 from luthier import spec
 from luthier.data.examples import Encoded
-from luthier.evaluation import generate
+from luthier.evaluation import decoding, generate
 from luthier.models import base as bases
 from luthier.models.methods import Tuned, attach
 from tests.data.test_encode import sentencepiece
@@ -80,7 +80,7 @@ def test_greedy_answers_are_transformers_and_do_not_depend_on_company(
         stopped = bool(ends & set(new))
         expected = new[: next((i for i, token in enumerate(new) if token in ends), len(new))]
         assert (list(said.ids), said.stopped) == (expected, stopped)
-    monkeypatch.setattr(generate, "BUDGET", 60)
+    monkeypatch.setattr(decoding, "BUDGET", 60)
     assert generate.answer(tuned, SLOTS[slot], asked[::-1], NEW)[::-1] == together
     assert [generate.answer(tuned, SLOTS[slot], [prompt], NEW)[0] for prompt in asked] == together
 
@@ -100,16 +100,22 @@ def test_a_close_call_is_decided_by_the_row_alone(tiny: Tiny, kind: str, monkeyp
         output[1::2] = output[0::2] + 1e-7 * torch.randn(output[0::2].shape, generator=torch.Generator().manual_seed(0))
     asked = prompts(5, seed=3)
     alone = [generate.answer(tuned, None, [prompt], NEW)[0].ids for prompt in asked]
-    read, noise = generate._Decoding._forward, torch.Generator().manual_seed(1)
+    noise = torch.Generator().manual_seed(1)
 
-    def shaken(run: generate._Decoding, **call: object) -> tuple[torch.Tensor, object]:
+    def shaken(read: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """Rounding as a large batch would have it, ten times enlarged; a row alone is as it is."""
-        logits_BV, cache = read(run, **call)
-        return logits_BV + (3e-5 * torch.randn(logits_BV.shape, generator=noise) if len(logits_BV) > 1 else 0), cache
 
-    monkeypatch.setattr(generate._Decoding, "_forward", shaken)
+        def go(*given: object) -> torch.Tensor:
+            logits_BV = read(*given)
+            return logits_BV + 3e-5 * torch.randn(logits_BV.shape, generator=noise)
+
+        return go
+
+    for way in (decoding._Flat, decoding._Padded):
+        for step in ("start", "go_on"):
+            monkeypatch.setattr(way, step, shaken(getattr(way, step)))
     assert [completion.ids for completion in generate.answer(tuned, None, asked, NEW)] == alone
-    monkeypatch.setattr(generate, "CLOSE", 0.0)
+    monkeypatch.setattr(decoding, "CLOSE", 0.0)
     assert [completion.ids for completion in generate.answer(tuned, None, asked, NEW)] != alone
 
 

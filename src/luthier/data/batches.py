@@ -188,7 +188,7 @@ def part_of(shares: Sequence[Share], rank: int, count: int) -> list[Share]:
     for i in range(1, len(laid)):
         (share, _, row), (share_before, _, before) = laid[i], laid[i - 1]
         if share is share_before and share.share_prefixes and row.label < 0:
-            costs[i] -= _common_prefix(before.ids_L, row.ids_L)
+            costs[i] -= common_prefix(before.ids_L, row.ids_L)
     middles = np.cumsum(costs) - np.array(costs) / 2
     owners = np.minimum(middles * count // max(1, sum(costs)), count - 1)
     mine = [triple for triple, owner in zip(laid, owners, strict=True) if owner == rank]
@@ -205,7 +205,7 @@ def stored_tokens(rows: Sequence[Encoded], share_prefixes: bool = True) -> int:
     if not share_prefixes:
         return sum(len(row.ids_L) for row in rows)
     ordered = sorted((row.ids_L for row in rows), key=sort_key)
-    shared = sum(_common_prefix(a, b) for a, b in itertools.pairwise(ordered))
+    shared = sum(common_prefix(a, b) for a, b in itertools.pairwise(ordered))
     return sum(len(ids) for ids in ordered) - shared
 
 
@@ -275,7 +275,7 @@ class _Forest:
         """Length of the prefix already stored. An encoder reads both ways: it shares nothing."""
         if row.label >= 0 or not self.share.share_prefixes:
             return 0
-        return _common_prefix(self.path_ids, ids)
+        return common_prefix(self.path_ids, ids)
 
     def _leave(self, depth: int) -> None:
         if len(self.path) > depth:
@@ -375,7 +375,7 @@ def _pad(rows: list[_Padded], pad_id: int) -> PaddedBatch:
         targets_BM=targets_BM,
         keys_BL=_rectangle([row.source_keys for row in rows], 0, source_BL.shape[1]),
         keys_BM=_rectangle([row.target_keys for row in rows], 0),
-        ranges=_slot_ranges([row.share.slot for row in rows]),
+        ranges=slot_ranges([row.share.slot for row in rows]),
         sources_S=pairs[:, 0],
         targets_S=pairs[:, 1],
         weights_S=np.repeat(np.array([row.share.weight for row in rows], np.float32), counts),
@@ -384,7 +384,8 @@ def _pad(rows: list[_Padded], pad_id: int) -> PaddedBatch:
     )
 
 
-def _slot_ranges(slots: list[int]) -> tuple[tuple[int, int, int], ...]:
+def slot_ranges(slots: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """(slot, start, stop) of rows whose slots are given, those of a slot one after another."""
     edges = [0, *(i for i in range(1, len(slots)) if slots[i] != slots[i - 1]), len(slots)]
     return tuple((slots[a], a, b) for a, b in itertools.pairwise(edges))
 
@@ -396,7 +397,8 @@ def _with_virtual(ids_L: np.ndarray, virtual_tokens: int) -> np.ndarray:
     return np.concatenate([-1 - np.arange(virtual_tokens, dtype=np.int32), ids_L]) if virtual_tokens else ids_L
 
 
-def _common_prefix(a_L: np.ndarray, b_L: np.ndarray) -> int:
+def common_prefix(a_L: np.ndarray, b_L: np.ndarray) -> int:
+    """With how many equal tokens two rows begin."""
     n = min(len(a_L), len(b_L))
     different = np.flatnonzero(a_L[:n] != b_L[:n])
     return int(different[0]) if len(different) else n

@@ -7,7 +7,7 @@ answers (`predictions.py`), what they are worth (`metrics.py`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from luthier.evaluation import generate
 from luthier.evaluation.metrics import clean, default_metrics
 from luthier.evaluation.predictions import Answer, Answerer, Question
 from luthier.models.methods import Tuned
+from luthier.models.slots import Who
 
 _DIGITS = 6  # of probabilities in files; smaller ones are left out
 _SHOWN = 5  # rows a note names
@@ -99,18 +100,43 @@ def by_model(tuned: Tuned, slot: int | None, rules: encode.Rules, how: How) -> A
     """Answers as `slot`, or (None) as the bare base.
 
     Classes: an encoder's head decides; decoders and encoder-decoders choose the class name that is likeliest as the
-    answer, so that nothing outside the closed set is said. Everything else is generated.
+    answer, so that nothing outside the closed set is said. Everything else is generated; classes too where the
+    experiment's task is `generation`.
     """
+    answering = by_models(tuned, [slot], rules, how)
+    return lambda asked: answering(asked)[0]
+
+
+def by_models(
+    tuned: Tuned, slots: Sequence[int | None], rules: encode.Rules, how: How
+) -> Callable[[Sequence[Question]], list[list[Answer]]]:
+    """The answers of each of `slots` in turn, as `by_model` gives them, all made in one pass over the base."""
+    ask = _way(tuned, rules, how)
+
+    def answering(asked: Sequence[Question]) -> list[list[Answer]]:
+        if not asked:
+            return [[] for _ in slots]
+        said = ask([slot for slot in slots for _ in asked], [question for _ in slots for question in asked])
+        return [said[k * len(asked) : (k + 1) * len(asked)] for k in range(len(slots))]
+
+    return answering
+
+
+_Way = Callable[[Sequence[int | None], Sequence[Question]], list[Answer]]
+
+
+def _way(tuned: Tuned, rules: encode.Rules, how: How) -> _Way:
+    """How questions are answered, each by its own slot."""
     if tuned.base.family == "encoder":
-        return lambda asked: _by_head(tuned, slot, rules.labels, asked)
+        return lambda who, asked: _by_head(tuned, who, rules.labels, asked)
     if rules.task == "classification" and rules.labels:
-        return lambda asked: _by_label(tuned, slot, rules, asked)
+        return lambda who, asked: _by_label(tuned, who, rules, asked)
     if not how.generate:
-        return lambda asked: [
+        return lambda who, asked: [
             Answer("", nll=told.nll, tokens=told.tokens)
-            for told in generate.likelihoods(tuned, slot, [question.encoded for question in asked])
+            for told in generate.likelihoods(tuned, who, [question.encoded for question in asked])
         ]
-    return lambda asked: _by_text(tuned, slot, how, asked)
+    return lambda who, asked: _by_text(tuned, who, how, asked)
 
 
 def by_majority(labels: Iterable[str]) -> Answerer:
@@ -121,25 +147,25 @@ def by_majority(labels: Iterable[str]) -> Answerer:
     return lambda asked: [Answer(most, probabilities=shares) for _ in asked]
 
 
-def _by_text(tuned: Tuned, slot: int | None, how: How, asked: Sequence[Question]) -> list[Answer]:
+def _by_text(tuned: Tuned, who: Who, how: How, asked: Sequence[Question]) -> list[Answer]:
     ends = tuned.base.tokenizer.convert_ids_to_tokens(list(tuned.base.end_token_ids))
     rows = [question.encoded for question in asked]
-    said = generate.complete(tuned, slot, rows, how.max_new_tokens, how.temperature, how.seed)
+    said = generate.complete(tuned, who, rows, how.max_new_tokens, how.temperature, how.seed)
     return [
         Answer(clean(completion.text, ends), completion.stopped, nll=told.nll, tokens=told.tokens)
         for completion, told in said
     ]
 
 
-def _by_head(tuned: Tuned, slot: int | None, labels: Sequence[str], asked: Sequence[Question]) -> list[Answer]:
-    logits = generate.class_logits(tuned, slot, [question.encoded for question in asked])
+def _by_head(tuned: Tuned, who: Who, labels: Sequence[str], asked: Sequence[Question]) -> list[Answer]:
+    logits = generate.class_logits(tuned, who, [question.encoded for question in asked])
     return [_chosen(row, labels) for row in logits]
 
 
-def _by_label(tuned: Tuned, slot: int | None, rules: encode.Rules, asked: Sequence[Question]) -> list[Answer]:
+def _by_label(tuned: Tuned, who: Who, rules: encode.Rules, asked: Sequence[Question]) -> list[Answer]:
     """The likeliest class name; the reference's own likelihood is among the candidates'."""
     candidates = [_candidates(question.example, tuned.base.tokenizer, rules) for question in asked]
-    scores = generate.label_scores(tuned, slot, candidates)
+    scores = generate.label_scores(tuned, who, candidates)
     found = []
     for question, row, options in zip(asked, scores, candidates, strict=True):
         place = rules.labels.index(question.references[0])

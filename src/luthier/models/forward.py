@@ -27,7 +27,8 @@ from transformers.utils import ModelOutput
 from luthier.data.batches import FlatBatch, PaddedBatch
 from luthier.data.examples import Encoded
 from luthier.models import flex
-from luthier.models.attention import Outline, attend, layout
+from luthier.models.attention import Layout, Outline, attend, layout
+from luthier.models.growing import Growing
 from luthier.models.loss import Entries, entry_nll, supervised_nll
 from luthier.models.prompt import embed_with_prompts
 
@@ -52,8 +53,14 @@ def _attention(
     scaling, dropout = said.get("scaling"), said.get("dropout", 0.0)
     window, softcap = said.get("sliding_window"), said.get("softcap")
     query, key, value = query.squeeze(0), key.squeeze(0), value.squeeze(0)  # [0] has a gradient of zeros to fill
-    attending = flex.attend if isinstance(said["layout"], flex.Intervals) else attend
-    return attending(query, key, value, said["layout"], scaling, dropout, window, softcap)[None], None
+    where = said["layout"]
+    if isinstance(where, Growing):
+        if where.started:
+            return where.attend(query, key, value, scaling, window, softcap)[None], None
+        where.take(key, value)
+        where = where.prompts
+    attending = flex.attend if isinstance(where, flex.Intervals) else attend
+    return attending(query, key, value, where, scaling, dropout, window, softcap)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -212,24 +219,36 @@ class Forward:
         trained = [p for p in self.head.parameters() if p.requires_grad]
         return supervised_nll(self._token_logits, hidden_TD.index_select(0, rows_U), entries, width, trained)
 
-    def logits(self, batch: Batch, prompts: Mapping[int, Tensor], heads: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
-        """Logits at the source of every supervised entry, `(S, V)` or `(S, classes)` float32."""
+    def logits(
+        self,
+        batch: Batch,
+        prompts: Mapping[int, Tensor],
+        heads: Mapping[int, Mapping[str, Tensor]],
+        growing: Growing | None = None,
+    ) -> Tensor:
+        """Logits at the source of every supervised entry, `(S, V)` or `(S, classes)` float32.
+
+        `growing` keeps the keys and values of a flat batch of prompts, and is what later tokens see.
+        """
         sources_S = torch.from_numpy(batch.sources_S).to(self.model.device)
         if self.family == "seq2seq":
             return self.hidden(batch, prompts).flatten(0, 1)[sources_S].float()
-        hidden_TD = self.hidden(batch, prompts)
+        hidden_TD = self.hidden(batch, prompts, growing)
         if self.family == "encoder":
             return self._class_logits(batch, hidden_TD, heads).float()
         return self._token_logits(hidden_TD[sources_S]).float()
 
-    def hidden(self, batch: Batch, prompts: Mapping[int, Tensor]) -> Tensor:
+    def hidden(self, batch: Batch, prompts: Mapping[int, Tensor], growing: Growing | None = None) -> Tensor:
         """(T, D): the backbone's last rows, those of a padded batch one sequence after another (T = B · L).
 
         For an encoder-decoder the whole model's logits, `(B, M, V)`.
         """
         if self.family == "seq2seq":
             return self._answers(batch, prompts)
-        call = self._flat_call(batch, prompts) if isinstance(batch, FlatBatch) else self._padded_call(batch, prompts)
+        if isinstance(batch, FlatBatch):
+            call = self._flat_call(batch, prompts, growing)
+        else:
+            call = self._padded_call(batch, prompts)
         if self.family == "causal":
             call["use_cache"] = False
         return self.model.base_model(**call).last_hidden_state.flatten(0, 1)
@@ -238,16 +257,21 @@ class Forward:
         """The model's own embedding, with whatever scaling belongs to it."""
         return self.model.get_input_embeddings()(ids.to(self.model.device))
 
-    def _flat_call(self, batch: FlatBatch, prompts: Mapping[int, Tensor]) -> dict[str, Any]:
+    def _flat_call(self, batch: FlatBatch, prompts: Mapping[int, Tensor], growing: Growing | None) -> dict[str, Any]:
         device = self.model.device
         tokens_T = torch.from_numpy(batch.tokens_T).to(device)
         positions_T = torch.from_numpy(batch.positions_T).to(device) + self.position_offset
-        call: dict[str, Any] = {"position_ids": positions_T[None]}
-        if self.fused:
-            call["layout"] = flex.Intervals(self.family == "causal", batch.positions_T, batch.ends_T, device)
-        else:
-            call["layout"] = layout(batch.positions_T, self.family == "causal", device)
+        call: dict[str, Any] = {"position_ids": positions_T[None], "layout": growing}
+        if growing is None:
+            call["layout"] = self._layout(batch)
+        elif not growing.started:
+            growing.prompts = self._layout(batch)
         return call | self._tokens(tokens_T[None], batch.ranges, prompts)
+
+    def _layout(self, batch: FlatBatch) -> Layout | flex.Intervals:
+        if self.fused:
+            return flex.Intervals(self.family == "causal", batch.positions_T, batch.ends_T, self.model.device)
+        return layout(batch.positions_T, self.family == "causal", self.model.device)
 
     def _padded_call(self, batch: PaddedBatch, prompts: Mapping[int, Tensor]) -> dict[str, Any]:
         """Sequences on the left, what is behind their ends masked; positions given where the model takes any."""

@@ -20,12 +20,25 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from luthier.data.batches import FlatBatch, Share, flat_batches, padded_batches
+from luthier.data.batches import FlatBatch, Share, flat_batches, padded_batches, slot_ranges
 from luthier.errors import ModelError, did_you_mean
 from luthier.models.base import Base
 from luthier.models.forward import ATTENTION, CANNOT, Batch, Forward, alone, keeps_its_attention, probes
+from luthier.models.growing import Growing
 from luthier.models.lora import LoraLinear, Turn
-from luthier.models.slots import PROMPT, Method, Slot, full_slot, inside, lora_slot, prompt_slot
+from luthier.models.prompt import embed_with_prompts
+from luthier.models.slots import (
+    BARE_BASE,
+    PROMPT,
+    Method,
+    Slot,
+    Who,
+    full_slot,
+    inside,
+    lora_slot,
+    prompt_slot,
+    slots_of,
+)
 from luthier.spec import Full, Lora, PromptTuning, QLora
 
 PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative to the largest logit
@@ -73,10 +86,33 @@ class Tuned:
         return self._forward.hidden(batch, self._prompts)
 
     @torch.no_grad()
-    def logits(self, batch: Batch) -> Tensor:
-        """Logits at every supervised entry, `(S, V)`; for an encoder class logits, `(S, classes)`."""
+    def logits(self, batch: Batch, growing: Growing | None = None) -> Tensor:
+        """Logits at every supervised entry, `(S, V)`; for an encoder class logits, `(S, classes)`.
+
+        `growing` keeps what later tokens of a flat batch's rows will see (`grow`).
+        """
         self._board(batch, None)
-        return self._forward.logits(batch, self._prompts, self._heads)
+        return self._forward.logits(batch, self._prompts, self._heads, growing)
+
+    def grow(
+        self, growing: Growing, tokens_B: Sequence[int], positions_B: Sequence[int], slots_B: Sequence[int]
+    ) -> Tensor:
+        """Logits `(B, V)` after one more token of every row that `growing` keeps, rows of a slot side by side."""
+        growing.advance()
+        rows_B, none_B = np.arange(len(tokens_B)), np.zeros(len(tokens_B), np.int64)
+        batch = FlatBatch(
+            tokens_T=np.array(tokens_B, np.int64),
+            positions_T=np.array(positions_B, np.int64),
+            ends_T=rows_B + 1,
+            keys_T=none_B,
+            ranges=slot_ranges(slots_B),
+            sources_S=rows_B,
+            targets_S=none_B,
+            weights_S=none_B.astype(np.float32),
+            example_ids=(),
+            entries=(),
+        )
+        return self.logits(batch, growing)
 
     def prove(self) -> None:
         """Lay rows flat where that computes what each row alone gives through the unmodified model, else padded.
@@ -120,7 +156,7 @@ class Tuned:
         with self.speaking(None) as model:
             expected = {row.example_id: alone(model, row) for row in rows}
         try:
-            (batch,) = self.lay_out([Share(-1, rows, 1.0)], budget=100)
+            (batch,) = self.lay_out([Share(BARE_BASE, rows, 1.0)], budget=100)
             together = self.logits(batch)
         except CANNOT as error:
             return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -129,27 +165,26 @@ class Tuned:
         return "" if difference < PROOF_TOLERANCE[self.base.dtype] else f"the logits differ by {difference:.1g}"
 
     @contextmanager
-    def speaking(self, slot: int | None) -> Iterator[PreTrainedModel]:
-        """The model ready for `generate` and cached forwards: every row belongs to `slot`, or to the bare base."""
-        self.turn.ranges = () if slot is None else ((slot, 0, 1),)
-        self.turn.units, self.turn.steps = 1, None
+    def speaking(self, who: Who) -> Iterator[PreTrainedModel]:
+        """The model ready for `generate` and cached forwards: every row is `who`'s, those of a slot side by side."""
+        slots_B = slots_of(who, 1)
+        self.turn.ranges, self.turn.units, self.turn.steps = slot_ranges(slots_B), len(slots_B), None
         self._ask(None)
         self.base.model.eval()
         self.base.model.config._attn_implementation = self._attention
         yield self.base.model
 
-    def embed(self, ids: Tensor, slot: int | None) -> Tensor:
-        """(B, L) ids to (B, L, D); a negative id -1-k is virtual token k of the slot."""
-        embedded = self._forward.embed(ids.clamp(min=0))
-        if slot not in self._prompts:
-            return embedded
-        vectors = self._prompts[slot].detach()[(-1 - ids).clamp(min=0)].to(embedded.dtype)
-        return torch.where((ids < 0)[..., None], vectors, embedded)
+    def virtual_tokens(self, slot: int | None) -> int:
+        """How many stand before each row of a slot; none before those of the bare base."""
+        return len(self._prompts[slot]) if slot is not None and slot in self._prompts else 0
 
-    def generation_inputs(self, slot: int | None, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def generation_inputs(self, who: Who, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Padded inputs for `generate`: decoders on the left, encoder-decoders on the right, virtual tokens first."""
-        virtual = [-1 - k for k in range(self.slots[slot].virtual_tokens)] if slot is not None else []
-        rows = [[*virtual, *prompt] for prompt in prompts]
+        slots_B = slots_of(who, len(prompts))
+        rows = [
+            [*range(-1, -1 - self.virtual_tokens(slot), -1), *prompt]
+            for slot, prompt in zip(slots_B, prompts, strict=True)
+        ]
         width = max(map(len, rows))
         left = self.base.family == "causal"
         ids = torch.full((len(rows), width), self.base.tokenizer.pad_token_id)
@@ -158,9 +193,11 @@ class Tuned:
             place = slice(width - len(row), width) if left else slice(0, len(row))
             ids[b, place], mask[b, place] = torch.tensor(row), 1
         ids, mask = ids.to(self.base.device), mask.to(self.base.device)
-        if not virtual:
+        if not any(map(self.virtual_tokens, slots_B)):
             return {"input_ids": ids, "attention_mask": mask}
-        return {"inputs_embeds": self.embed(ids, slot), "attention_mask": mask}
+        ranges = [(slot, start * width, stop * width) for slot, start, stop in slot_ranges(slots_B)]
+        embedded = embed_with_prompts(ids.flatten(), ranges, self._prompts, self._forward.embed)
+        return {"inputs_embeds": embedded.detach().view(*ids.shape, -1), "attention_mask": mask}
 
     def multiplied(self) -> Iterator[Tensor]:
         """The weights that every token is multiplied by: not tables of embeddings, nor the output layer."""

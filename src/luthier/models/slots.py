@@ -30,6 +30,9 @@ Method = PromptTuning | Lora | QLora | Full
 PEFT_PREFIX = "base_model.model."  # before a module's name in the files of a PEFT adapter
 PROMPT_PREFIX = "base_model."  # the same in the files of a soft prompt, which PEFT puts around the model itself
 PROMPT = "prompt_embeddings"
+BARE_BASE = -1  # a slot number that no adapter has: its rows see the base alone
+Who = int | Sequence[int | None] | None
+"""Whose rows they are: one slot's, or one slot a row; None is the bare base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,12 @@ class Slot:
     @property
     def trainable_parameters(self) -> int:
         return sum(flat.values.numel() for flat in self.flats)
+
+
+def slots_of(who: Who, rows: int) -> list[int]:
+    """The slot of each row, `BARE_BASE` where there is none."""
+    each = [who] * rows if who is None or isinstance(who, int) else who
+    return [BARE_BASE if slot is None else slot for slot in each]
 
 
 def lora_slot(base: Base, index: int, method: Lora | QLora, seed: int, layers: Mapping[str, LoraLinear]) -> Slot:
