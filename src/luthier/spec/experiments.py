@@ -21,7 +21,8 @@ from luthier.spec.parameters import Experiment
 from luthier.spec.values import ROWS, Advice, Part, known_paths, sections
 
 _SPLITS = ("data.train", "data.validation", "data.test")
-_PLACES = {"name", "data.encoding", *_SPLITS}
+_TABLES = [("data", "columns"), ("data", "labels"), ("evaluation", "slices"), ("search", "space")]
+_PLACES = {"name", "data.encoding", "evaluation.regression", *_SPLITS}
 """Where things lie and how they are written there, not what is learned."""
 
 
@@ -35,7 +36,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     written = text.read(text.read_text(path), str(path))
     shorthands = {kind.root: kind.shorthand for kind in sections() if kind.shorthand}
     written = text.override(
-        written, overrides, shorthands, [("data", "columns"), ("data", "labels"), ("search", "space")], _holds_text
+        written, overrides, shorthands, _TABLES, _holds_text
     )
     experiment = _validated(_beside(written.values, shorthands, path.parent), written.place)
     if experiment.name is None:
@@ -71,13 +72,13 @@ def _validated(values: Mapping[str, Any], place: Callable[[tuple[str, ...]], str
 def _beside(values: dict[str, Any], shorthands: Mapping[tuple[str, ...], str], folder: Path) -> dict[str, Any]:
     """`values` with what exists in `folder` named by its whole path, and a chat template read."""
     values = dict(values)
-    for section in ("model", "data"):
+    for section in ("model", "data", "evaluation"):
         part = values.get(section)
-        part = {shorthands[section,]: part} if isinstance(part, str) else part
+        part = {shorthands[section,]: part} if isinstance(part, str) and (section,) in shorthands else part
         if not isinstance(part, dict):
             continue
         values[section] = part = dict(part)
-        for key in ("name", "train", "validation", "test", "chat_template"):
+        for key in ("name", "train", "validation", "test", "chat_template", "regression"):
             if isinstance(part.get(key), str) and part[key]:
                 part[key] = _found(part[key], key == "chat_template", folder)
     return values
