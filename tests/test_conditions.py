@@ -80,14 +80,16 @@ def test_anything_else_is_refused_when_it_is_read(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["len(score) > 3", "lower(tags) == 'a'", "lang > 3", "tags < 3", "3 in score"])
 def test_columns_that_cannot_be_compared_are_named(text: str) -> None:
-    with pytest.raises(ValueError, match="cannot compare|has no"):
+    with pytest.raises(ValueError, match=r"cannot compare|has no"):
         conditions.holds(conditions.read(text), ROW)
 
 
 def test_a_wrong_condition_is_refused_with_its_place_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "e.yaml"
     path.write_text("model: m\ndata: d.jsonl\nevaluation:\n  slices:\n    long: len(input > 3\n", encoding="utf-8")
-    with pytest.raises(SpecError, match=r"`evaluation.slices` cannot use the condition of `long`: `len\(input > 3`") as e:
+    with pytest.raises(
+        SpecError, match=r"`evaluation.slices` cannot use the condition of `long`: `len\(input > 3`"
+    ) as e:
         spec.load(path)
     assert e.value.where == f"{path}:4"
     assert "names of columns, constants" in e.value.message
@@ -95,7 +97,7 @@ def test_a_wrong_condition_is_refused_with_its_place_in_the_file(tmp_path: Path)
 
 @pytest.mark.parametrize("given", [{"a": 3}, {"a": ""}, {"": "x"}, ["x"], "x"])
 def test_slices_are_names_with_conditions(given: Any) -> None:
-    with pytest.raises(SpecError, match="evaluation.slices"):
+    with pytest.raises(SpecError, match=r"evaluation\.slices"):
         spec.from_mapping({"model": "m", "data": "d", "evaluation": {"slices": given}})
 
 
@@ -103,6 +105,6 @@ def test_a_slice_may_be_given_in_the_shell_and_a_regression_file_lies_beside_the
     path = tmp_path / "e.yaml"
     path.write_text("model: m\ndata: d.jsonl\nevaluation: {regression: old.jsonl}\n", encoding="utf-8")
     (tmp_path / "old.jsonl").write_text("{}", encoding="utf-8")
-    found = spec.load(path, ["evaluation.slices.ko.kr='lang == \"ko\"'"]).evaluation
-    assert found.slices == {"ko.kr": 'lang == "ko"'}
+    found = spec.load(path, ['evaluation.slices.ko.kr="ko" in lang']).evaluation
+    assert found.slices == {"ko.kr": '"ko" in lang'}
     assert found.regression == str(tmp_path / "old.jsonl")

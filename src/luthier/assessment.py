@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import get_args
 
 from luthier import presets, runs, spec, workbench
-from luthier.data import gate
+from luthier.data import encode, gate
 from luthier.data.encode import Rules
 from luthier.data.examples import Example, content_id
-from luthier.data.prepare import Dataset, prepare
+from luthier.data.prepare import Dataset, load_dataset, prepare
+from luthier.data.templates import placeholders
 from luthier.errors import ModelError
-from luthier.evaluation import ask, curves, metrics, predictions, report_page
+from luthier.evaluation import ask, curves, differences, forgetting, metrics, predictions, report_page
 from luthier.evaluation.predictions import Answer, Answerer, Question
 from luthier.evaluation.report import Report, Subject, make, write_json
 from luthier.models import facts
@@ -43,6 +44,8 @@ class Exam:
     split: str
     rows_in_split: int
     notes: tuple[str, ...]
+    groups: differences.Grouped = dataclasses.field(default_factory=dict)
+    checks: Mapping[str, Exam] = dataclasses.field(default_factory=dict)  # other rows, to see what is forgotten
 
 
 def exam(experiment: spec.Experiment, dataset: Dataset, tokenizer: object, rules: Rules, longest_answer: int) -> Exam:
@@ -73,7 +76,10 @@ def _exam(
     longest = wishes.max_new_tokens or longest_answer
     how = ask.How(longest, wishes.temperature, experiment.seed, generate=not text)
     judged_by = tuple(metrics.by_name(names))
-    return Exam(tuple(questions), judged_by, how, rules, split, len(examples), (*notes, *left_out))
+    groups = differences.grouped(questions, dataset.task, experiment.data.group_by, wishes.slices)
+    empty = (f"slice `{name}` has no row" for name, held in groups.get("slice", {}).items() if not held)
+    notes = (*notes, *left_out, *empty)
+    return Exam(tuple(questions), judged_by, how, rules, split, len(examples), notes, groups)
 
 
 def findings_of(exam: Exam, experiment: spec.Experiment, base: Base) -> list[Finding]:
@@ -133,18 +139,102 @@ def as_given(rows: Sequence[predictions.Row], side: str) -> Answerer:
     ]
 
 
-def conclude(run: Run, exam: Exam, rows: Sequence[predictions.Row], against: str, folder: Path) -> Report:
+# ---------------------------------------------------------------------------------------------------- what is forgotten
+
+
+def with_checks(exam: Exam, run: Run, experiment: spec.Experiment, base: Base) -> Exam:
+    """The exam with the rows beside it: general texts, and those of `evaluation.regression`; or a note on why not."""
+    if not experiment.evaluation.compare_base:
+        return exam
+    virtual, checks = exam.rules.virtual_tokens, {}
+    why_not = forgetting.not_applicable(base.family, base.facts.positions, virtual)
+    if why_not is None:
+        asked, rules = forgetting.questions(base.tokenizer, exam.rules), forgetting.plain(exam.rules)
+        how, judged_by = ask.How(1, generate=False), (metrics.METRICS["perplexity"],)
+        checks["general"] = Exam(asked, judged_by, how, rules, "", len(asked), ())
+    if "regression" in run.facts:
+        checks["regression"] = _regression(run, experiment, base, exam.rules)
+    said = (*((why_not,) if why_not else ()), *(note for check in checks.values() for note in check.notes))
+    return dataclasses.replace(exam, notes=(*exam.notes, *said), checks=checks)
+
+
+def _regression(run: Run, experiment: spec.Experiment, base: Base, own: Rules) -> Exam:
+    """The rows that must not be spoiled, asked as this base is asked for any row."""
+    dataset = load_dataset(run.path.parents[1] / "data" / run.facts["regression"])
+    examples, split = dataset.examples("train"), "evaluation.regression"
+    template = experiment.data.template  # holds for these rows too, if they have its columns
+    fits = template and all(set(placeholders(template)) <= set(example.columns) for example in examples)
+    rules = dataclasses.replace(workbench.rules_of(experiment, dataset, base), max_seq_length=None, overlength="cut")
+    rules = dataclasses.replace(rules, template=template if fits else None)
+    answered = any(example.kind != "text" for example in examples)
+    judged_by = ("perplexity", "exact_match") if answered else ("perplexity",)
+    wishes: dict[str, object] = {"metrics": judged_by, "slices": {}, "max_new_tokens": None}
+    like = {"evaluation": experiment.evaluation.model_copy(update=wishes)}
+    longest = max(len(base.tokenizer(encode.reference(each)).input_ids) for each in examples) + 1
+    made = _exam(experiment.model_copy(update=like), (examples, split, ()), dataset, base.tokenizer, rules, longest)
+    return dataclasses.replace(made, notes=tuple(f"evaluation.regression: {note}" for note in made.notes))
+
+
+def check_base(run: Run, exam: Exam, tuned: Tuned, heard: Heard) -> None:
+    """The base's side of every check; asked before anything is trained, like the base's side of the exam."""
+    for name, check in exam.checks.items():
+        sides = {"base": ask.by_model(tuned, None, check.rules, check.how)}
+        answers(check, sides, _check_file(run, f"base_{name}"), run.fingerprint, heard)
+
+
+def forgotten(run: Run, exam: Exam, tuned: Tuned, heard: Heard) -> tuple[forgetting.Forgotten, ...]:
+    """The tuned side of every check beside the base's, which `check_base` has left."""
+    found: list[forgetting.Forgotten] = []
+    for name, check in exam.checks.items():
+        before = as_given(predictions.read(_check_file(run, f"base_{name}")), "base")
+        sides = {"base": before, "tuned": ask.by_model(tuned, 0, check.rules, check.how)}
+        rows = answers(check, sides, _check_file(run, name), run.fingerprint, heard)
+        found += forgetting.compare(rows, tuned.base.facts.vocab_size)
+    return tuple(found)
+
+
+def _check_file(run: Run, name: str) -> Path:
+    folder = run.path / "forgetting"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name}.jsonl"
+
+
+def conclude(
+    run: Run,
+    exam: Exam,
+    rows: Sequence[predictions.Row],
+    against: str,
+    folder: Path,
+    forgot: tuple[forgetting.Forgotten, ...] = (),
+) -> Report:
     """Score the answers, write report.json and report.html to `folder`, give the report."""
     experiment = workbench.experiment_of(run)
-    curve = curves.from_events(runs.read_events(run.path))
+    events = runs.read_events(run.path)
+    curve = curves.from_events(events)
     subject = _subject(run.id, experiment, exam, run.facts["dataset"], run.facts["task"])
     subject = dataclasses.replace(subject, name=run.name, against=against)
-    told = make(subject, rows, exam.metrics, curves.overfitting(curve), exam.notes)
+    went = curves.fit(curve, _knobs(experiment, events))
+    told = make(subject, rows, exam.metrics, went.words if went else None, exam.notes)
+    told = dataclasses.replace(told, differences=_where(told, rows, exam), forgetting=forgot)
     write_json(told, folder / "report.json")
     origins = json.loads((run.path / "origins.json").read_text(encoding="utf-8"))
     settings = [(path, value, origins.get(path, "")) for path, value in spec.leaves(experiment).items()]
     report_page.write_html(told, rows, folder / "report.html", curve, settings)
     return told
+
+
+def _where(told: Report, rows: Sequence[predictions.Row], exam: Exam) -> tuple[differences.Slice, ...]:
+    """Where tuning helped and hurt, under the first metric that has a score."""
+    lead = next((metric for metric in exam.metrics if metric.name in told.scores), None)
+    return differences.slices(rows, lead, exam.groups) if lead is not None else ()
+
+
+def _knobs(experiment: spec.Experiment, events: Sequence[runs.Event]) -> curves.Knobs:
+    training, method = experiment.training, experiment.method
+    steps = [event.steps for event in events if isinstance(event, runs.Started)]
+    dropout = method.dropout if isinstance(method, spec.Lora | spec.QLora) else None
+    last = steps[-1] if steps else 0
+    return curves.Knobs(training.num_epochs, training.learning_rate, last, training.max_steps, dropout)
 
 
 def _subject(run: str, experiment: spec.Experiment, exam: Exam, dataset: str, task: str) -> Subject:
@@ -168,10 +258,11 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
     dataset = _rows(data, experiment.data, own, run.path.parents[1])
     tuned = workbench.open_run(run)
     rules = workbench.rules_of(experiment, own, tuned.base)
-    every = experiment.evaluation.model_copy(update={"limit": None})  # that wish was for the run's own test
+    slices, lacking = differences.answerable(experiment.evaluation.slices, dataset.examples("train"))
+    every = experiment.evaluation.model_copy(update={"limit": None, "slices": slices})  # a wish for the run's own test
     experiment = experiment.model_copy(update={"evaluation": every})
     examples, longest = dataset.examples("train"), run.facts["longest_answer"]
-    asked = _exam(experiment, (examples, str(data), ()), own, tuned.base.tokenizer, rules, longest)
+    asked = _exam(experiment, (examples, str(data), lacking), own, tuned.base.tokenizer, rules, longest)
     asked = passed(asked, experiment, tuned.base)
     asked = dataclasses.replace(asked, notes=(*asked.notes, *_learned_from(asked, own)))
     sides, against = {"tuned": ask.by_model(tuned, 0, rules, asked.how)}, "base"

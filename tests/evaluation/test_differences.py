@@ -35,9 +35,7 @@ def right_where(right: Sequence[bool], nll: Sequence[float] = ()) -> Answerer:
     def ask(questions: Sequence[Question]) -> list[Answer]:
         numbers = [int(question.example.id, 16) for question in questions]
         given = [q.references[0] if right[i] else "wrong" for i, q in zip(numbers, questions, strict=True)]
-        return [
-            Answer(text, nll=nll[i] if nll else 1.0, tokens=2) for i, text in zip(numbers, given, strict=True)
-        ]
+        return [Answer(text, nll=nll[i] if nll else 1.0, tokens=2) for i, text in zip(numbers, given, strict=True)]
 
     return ask
 
@@ -101,7 +99,7 @@ def test_lower_is_better_puts_the_highest_first(tmp_path: Path) -> None:
     }
     found = sample.answered(tmp_path / "p.jsonl", questions, sides, ["perplexity"])
     told = differences.slices(found, METRICS["perplexity"], differences.grouped(questions, "generation", "author"))
-    assert [each.name for each in told if each.by == "author"][0] == "author 0"
+    assert next(each.name for each in told if each.by == "author") == "author 0"
     assert told[0].difference > 0 and told[0].broken == 10
 
 
@@ -111,7 +109,11 @@ def test_small_classes_are_joined_and_one_group_alone_is_not_said(tmp_path: Path
     questions = [replace(q, references=(name,), prompt="same") for q, name in zip(questions, names, strict=True)]
     found = rows(tmp_path, questions, [True] * 30, [False] * 30)
     told = differences.slices(found, MATCH, differences.grouped(questions, "classification", "nowhere"))
-    assert [(each.by, each.name, each.n) for each in told] == [("class", "a", 12), ("class", "b", 12), ("class", "other", 6)]
+    assert [(each.by, each.name, each.n) for each in told] == [
+        ("class", "a", 12),
+        ("class", "b", 12),
+        ("class", "other", 6),
+    ]
     alone = [replace(q, references=("a",)) for q in questions]
     assert differences.slices(found, MATCH, differences.grouped(alone, "classification")) == ()
 
@@ -143,12 +145,14 @@ def test_a_slice_that_cannot_be_asked_names_itself_and_the_row() -> None:
     with pytest.raises(SpecError, match="the slice `s` asks for `langg`, which no row has") as caught:
         differences.grouped(asked(6), "generation", slices={"s": "langg == 'ko'"})
     assert (caught.value.where, caught.value.hint) == ("evaluation.slices.s", "did you mean `lang`?")
-    with pytest.raises(SpecError, match="the slice `s` cannot be asked of this row: `lang > 3` cannot compare 'ko'") as e:
+    with pytest.raises(
+        SpecError, match="the slice `s` cannot be asked of this row: `lang > 3` cannot compare 'ko'"
+    ) as e:
         differences.grouped(asked(6), "generation", slices={"s": "lang > 3"})
     assert e.value.where == "evaluation.slices.s, rows.jsonl:1"
 
 
 def test_rows_without_a_slice_s_column_give_a_note_where_they_are_not_the_run_s_own() -> None:
-    kept, notes = differences.answerable({"a": "lang == 'ko'", "b": "year > 3"}, asked(3))
+    kept, notes = differences.answerable({"a": "lang == 'ko'", "b": "year > 3"}, [q.example for q in asked(3)])
     assert kept == {"a": "lang == 'ko'"}
     assert notes == ("slice `b`: these rows have no column year",)

@@ -8,6 +8,7 @@ A row is fixed where the leading metric rises, for the better, by more than `thr
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from luthier.data.examples import Example
 from luthier.errors import SpecError, did_you_mean, few
 from luthier.evaluation import statistics
 from luthier.evaluation.metrics import Metric, Prediction, weighted
@@ -35,7 +37,8 @@ Grouped = Mapping[str, Mapping[str, frozenset[str]]]
 class Slice:
     """A group of n rows under the leading metric. `difference` = tuned - base, with its 95 % interval [low, high].
 
-    Interval by interval: of 20 groups without any difference one shows one. Without a base only `tuned` is known.
+    `hurt`: the whole interval lies on the bad side. Interval by interval: of 40 groups that tuning left alone one is
+    called hurt by chance. Without a base only `tuned` is known.
     """
 
     by: str
@@ -48,6 +51,7 @@ class Slice:
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+    hurt: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------------- the groups
@@ -78,11 +82,13 @@ def cells_of(question: Question) -> dict[str, Any]:
     return shown | dict(question.example.columns)
 
 
-def answerable(slices: Mapping[str, str], questions: Sequence[Question]) -> tuple[dict[str, str], tuple[str, ...]]:
+def answerable(slices: Mapping[str, str], examples: Sequence[Example]) -> tuple[dict[str, str], tuple[str, ...]]:
     """The slices whose columns these rows have, and a note on each other one."""
-    known = _columns(questions)
+    known = {"prompt", "reference", *(name for example in examples for name in example.columns)}
     lacking = {name: conditions.names(conditions.read(text)) - known for name, text in slices.items()}
-    notes = tuple(f"slice `{name}`: these rows have no column {few(sorted(l))}" for name, l in lacking.items() if l)
+    notes = tuple(
+        f"slice `{name}`: these rows have no column {few(sorted(gone))}" for name, gone in lacking.items() if gone
+    )
     return {name: text for name, text in slices.items() if not lacking[name]}, notes
 
 
@@ -124,7 +130,7 @@ def _lengths(questions: Sequence[Question]) -> dict[str, frozenset[str]]:
     sizes = {question.example.id: len(question.prompt) for question in questions}
     edges = np.unique(np.quantile(list(sizes.values()), np.arange(1, bins) / bins, method="lower")).tolist()
     names = [f"up to {edges[0]:,} characters"]
-    names += [f"{low + 1:,} to {high:,} characters" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    names += [f"{low + 1:,} to {high:,} characters" for low, high in itertools.pairwise(edges)]
     names.append(f"over {edges[-1]:,} characters")
     return _by({row: names[int(np.searchsorted(edges, size))] for row, size in sizes.items()})
 
@@ -144,8 +150,8 @@ def slices(rows: Sequence[Row], lead: Metric, groups: Grouped) -> tuple[Slice, .
         members = {name: [row for row in rows if row.sides["tuned"].id in ids] for name, ids in named.items()}
         if by not in ("slice", "length"):
             members = _joined(members)
-        told = [_slice(by, name, some, lead, compared) for name, some in members.items()]
-        told = [each for each in told if each is not None]
+        scored = [_slice(by, name, some, lead, compared) for name, some in members.items()]
+        told = [each for each in scored if each is not None]
         if len(told) > 1 or by == "slice":
             found += sorted(told, key=lambda each: _badness(each, lead))
     return tuple(found)
@@ -184,7 +190,9 @@ def _slice(by: str, name: str, rows: Sequence[Row], lead: Metric, compared: bool
     else:
         low, high, _ = statistics.paired_bootstrap(of, n)
     difference = scores[0] - scores[1]
-    return Slice(by, name, n, scores[0], scores[1], fixed, broken, difference, min(low, difference), max(high, difference))
+    low, high = min(low, difference), max(high, difference)
+    hurt = high < 0 if lead.higher_is_better else low > 0
+    return Slice(by, name, n, scores[0], scores[1], fixed, broken, difference, low, high, hurt)
 
 
 def _statistic(

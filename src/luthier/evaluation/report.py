@@ -16,6 +16,8 @@ from typing import Literal
 from luthier import disk
 from luthier.errors import DataError
 from luthier.evaluation import statistics
+from luthier.evaluation.differences import Slice
+from luthier.evaluation.forgetting import Forgotten
 from luthier.evaluation.metrics import Measured, Metric, Prediction, measure, weighted
 from luthier.evaluation.predictions import Row, side
 from luthier.runs import Score
@@ -77,6 +79,8 @@ class Report:
     notes: tuple[str, ...] = ()
     samples_path: str = "predictions.jsonl"
     rules: dict[str, str] = field(default_factory=dict)
+    differences: tuple[Slice, ...] = ()
+    forgetting: tuple[Forgotten, ...] = ()
 
 
 def make(
@@ -294,4 +298,6 @@ def read_json(path: Path) -> Report:
         tuple(content["notes"]),
         content["samples_path"],
         content["rules"],
+        tuple(Slice(**each) for each in content.get("differences", ())),
+        tuple(Forgotten(**each) for each in content.get("forgetting", ())),
     )

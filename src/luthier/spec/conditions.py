@@ -1,7 +1,7 @@
 """A condition on a row, such as `len(input) > 200 and lang == "ko"`: read from text, and asked of a row's columns.
 
-Lives here: a small language, a part of Python's own: names of columns, constants, comparisons, `and`, `or`, `not`, `in`,
-`len` and `lower`. The text is parsed and walked, never executed. Does not live here: what conditions are for.
+Lives here: a small language, a part of Python's own: columns, constants, comparisons, `and`, `or`, `not`, `in`, `len`,
+`lower`. The text is parsed and walked, never executed. Does not live here: what conditions are for.
 """
 
 from __future__ import annotations
@@ -80,19 +80,24 @@ def _check(node: ast.expr) -> None:
     if isinstance(node, ast.UnaryOp):
         signed = isinstance(node.op, ast.USub | ast.UAdd) and isinstance(node.operand, ast.Constant)
         if isinstance(node.op, ast.Not) or (signed and isinstance(node.operand.value, int | float)):  # type: ignore[attr-defined]
-            return _check(node.operand)
+            _check(node.operand)
+            return
     elif isinstance(node, ast.List | ast.Tuple | ast.Set) and all(isinstance(one, ast.Constant) for one in node.elts):
-        return _check_all(node.elts)
+        _check_all(node.elts)
+        return
     elif isinstance(node, ast.BoolOp):
-        return _check_all(node.values)
+        _check_all(node.values)
+        return
     elif isinstance(node, ast.Compare) and all(type(op) in _COMPARED for op in node.ops):
-        return _check_all([node.left, *node.comparators])
+        _check_all([node.left, *node.comparators])
+        return
     elif isinstance(node, ast.Call):
         function = node.func.id if isinstance(node.func, ast.Name) else ""
         if function not in ("len", "lower") or len(node.args) != 1 or node.keywords:
             what = "calls what cannot be called: len(…) and lower(…) of one thing can"
             raise ValueError(f"`{ast.unparse(node)}` {what}")
-        return _check(node.args[0])
+        _check(node.args[0])
+        return
     raise ValueError(f"`{ast.unparse(node)}` is more than a condition may hold: {WORDS}")
 
 
@@ -119,9 +124,7 @@ def _value(node: ast.expr, cells: Mapping[str, Any]) -> Any:
             return _called(node, _value(node.args[0], cells))
         case ast.Compare():
             values = [_value(one, cells) for one in (node.left, *node.comparators)]
-            return all(
-                _compared(node, op, a, b) for op, a, b in zip(node.ops, values[:-1], values[1:], strict=True)
-            )
+            return all(_compared(node, op, a, b) for op, a, b in zip(node.ops, values[:-1], values[1:], strict=True))
     raise AssertionError(node)  # `_check` lets nothing else pass
 
 

@@ -35,9 +35,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     path = Path(path)
     written = text.read(text.read_text(path), str(path))
     shorthands = {kind.root: kind.shorthand for kind in sections() if kind.shorthand}
-    written = text.override(
-        written, overrides, shorthands, _TABLES, _holds_text
-    )
+    written = text.override(written, overrides, shorthands, _TABLES, _holds_text)
     experiment = _validated(_beside(written.values, shorthands, path.parent), written.place)
     if experiment.name is None:
         name = re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-")[:64] or "experiment"
@@ -47,7 +45,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def _holds_text(path: tuple[str, ...]) -> bool:
-    """Whether a parameter takes text and neither a list nor a mapping, by its schema."""
+    """Whether a parameter takes text and neither a list nor a mapping, by its schema; so does every slice."""
+    if path[:-1] == ("evaluation", "slices"):
+        return True
     for kind in sections():
         if path[:-1] == kind.root and path[-1] in kind.model_fields:
             field = kind.model_json_schema()["properties"].get(path[-1], {})
