@@ -28,7 +28,12 @@ def tuned(tmp_path: Path, starting: Starting) -> Callable[..., runs.Run]:
         source = rows.write(
             tmp_path / "rows.jsonl",
             [
-                {"input": f"item {i}?" + "!" * (i % 7), "output": rows.COLOURS[i % 3], "lang": ("ko", "en")[i % 2]}
+                {
+                    "input": f"item {i}?" + "!" * (i % 7),
+                    "output": rows.COLOURS[i % 3],
+                    "lang": ("ko", "en")[i % 2],
+                    "author": i % 20,
+                }
                 for i in range(60)
             ],
         )
@@ -50,7 +55,7 @@ def test_slices_and_groups_stand_in_the_report(
     tiny: Callable[..., Path], tmp_path: Path, tuned: Callable[..., runs.Run]
 ) -> None:
     slices = {"korean": 'lang == "ko"', "marked": "len(input) > 10", "nobody": "lang == 'fr'"}
-    data = {"train": str(tmp_path / "rows.jsonl"), "test": 0.5, "group_by": "lang"}
+    data = {"train": str(tmp_path / "rows.jsonl"), "test": 0.5, "group_by": "author"}
     run = tuned(tiny("tiny_llama"), data=data, evaluation={"max_new_tokens": 2, "slices": slices})
     told = report(run)
     named = {(each.by, each.name): each for each in told.differences}
@@ -79,7 +84,7 @@ def test_general_texts_are_measured_before_and_after(
 ) -> None:
     told = report(tuned(tiny("tiny_llama"), method=method)).forgetting
     assert [each.name for each in told] == ["general English", "other languages", "code"]
-    assert [each.n for each in told] == [45, 22, 18]
+    assert [each.n for each in told] == [45, 22, 19]
     for each in told:
         assert each.before != each.after and each.low <= each.ratio <= each.high
 

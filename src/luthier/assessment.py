@@ -146,26 +146,25 @@ def with_checks(exam: Exam, run: Run, experiment: spec.Experiment, base: Base) -
     """The exam with the rows beside it: general texts, and those of `evaluation.regression`; or a note on why not."""
     if not experiment.evaluation.compare_base:
         return exam
-    virtual, checks = exam.rules.virtual_tokens, {}
-    why_not = forgetting.not_applicable(base.family, base.facts.positions, virtual)
+    why_not, checks = forgetting.not_applicable(exam.rules), {}
     if why_not is None:
         asked, rules = forgetting.questions(base.tokenizer, exam.rules), forgetting.plain(exam.rules)
         how, judged_by = ask.How(1, generate=False), (metrics.METRICS["perplexity"],)
         checks["general"] = Exam(asked, judged_by, how, rules, "", len(asked), ())
     if "regression" in run.facts:
-        checks["regression"] = _regression(run, experiment, base, exam.rules)
+        checks["regression"] = _regression(run, experiment, base)
     said = (*((why_not,) if why_not else ()), *(note for check in checks.values() for note in check.notes))
     return dataclasses.replace(exam, notes=(*exam.notes, *said), checks=checks)
 
 
-def _regression(run: Run, experiment: spec.Experiment, base: Base, own: Rules) -> Exam:
+def _regression(run: Run, experiment: spec.Experiment, base: Base) -> Exam:
     """The rows that must not be spoiled, asked as this base is asked for any row."""
     dataset = load_dataset(run.path.parents[1] / "data" / run.facts["regression"])
     examples, split = dataset.examples("train"), "evaluation.regression"
     template = experiment.data.template  # holds for these rows too, if they have its columns
     fits = template and all(set(placeholders(template)) <= set(example.columns) for example in examples)
-    rules = dataclasses.replace(workbench.rules_of(experiment, dataset, base), max_seq_length=None, overlength="cut")
-    rules = dataclasses.replace(rules, template=template if fits else None)
+    rules = dataclasses.replace(workbench.rules_of(experiment, dataset, base), template=template if fits else None)
+    rules = dataclasses.replace(rules, max_seq_length=forgetting.room(rules), overlength="drop")
     answered = any(example.kind != "text" for example in examples)
     judged_by = ("perplexity", "exact_match") if answered else ("perplexity",)
     wishes: dict[str, object] = {"metrics": judged_by, "slices": {}, "max_new_tokens": None}

@@ -81,8 +81,14 @@ def questions(tokenizer: Any, rules: Rules) -> tuple[Question, ...]:
 
 
 def plain(rules: Rules) -> Rules:
-    """The rules by which rows that are not the run's own become tokens: no wish for its rows holds for them."""
-    return replace(rules, task="generation", labels=(), template=None, max_seq_length=None, overlength="cut")
+    """The rules by which plain texts become tokens: no wish for the run's own rows holds for them."""
+    longest = room(rules)
+    return replace(rules, task="generation", labels=(), template=None, max_seq_length=longest, overlength="cut")
+
+
+def room(rules: Rules) -> int | None:
+    """The longest row a decoder can read beside its virtual tokens; of a seq2seq base each side has its own bound."""
+    return rules.positions - rules.virtual_tokens if rules.positions is not None and rules.family == "causal" else None
 
 
 def _without_end(row: Encoded, ends: Sequence[int]) -> Encoded:
@@ -91,13 +97,14 @@ def _without_end(row: Encoded, ends: Sequence[int]) -> Encoded:
     return replace(row, ids_L=row.ids_L[:-1], train_L=row.train_L[:-1])
 
 
-def not_applicable(family: str, positions: int | None, virtual_tokens: int) -> str | None:
-    """Why the built-in texts tell nothing of a base; None if they do."""
-    if family != "causal":
+def not_applicable(rules: Rules) -> str | None:
+    """Why the built-in texts tell nothing of a base that is asked by these rules; None if they do."""
+    if rules.family != "causal":
         said = {"encoder": "an encoder has no likelihood of texts", "seq2seq": "a plain text is no task of this base"}
-        return f"forgetting was not measured: {said[family]}"
-    if positions is not None and positions - virtual_tokens < FEWEST_POSITIONS:
-        return f"forgetting was not measured: {positions - virtual_tokens} positions are too few for a sentence"
+        return f"forgetting was not measured: {said[rules.family]}"
+    longest = room(rules)
+    if longest is not None and longest < FEWEST_POSITIONS:
+        return f"forgetting was not measured: {longest} positions are too few for a sentence"
     return None
 
 
