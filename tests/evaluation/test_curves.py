@@ -65,6 +65,9 @@ def test_against_over_fitting_one_value_changes_by_two_or_three(
     curve = Curve(training(lambda t: 1 - t), validation(lambda t: 0.5 + t))
     found = curves.fit(curve, knobs)
     assert found is not None and (found.path, found.old, found.new) == advised
+    epochs = f"epoch {knobs.num_epochs / 6:.3g}, {knobs.num_epochs * 5 / 6:.3g} epochs before the end"
+    kept = "step 100, 500 steps before the end" if knobs.max_steps else epochs
+    assert (f" The weights kept are of {kept}." in found.words) == (knobs.steps > 0)
 
 
 def test_a_loss_that_still_falls_asks_for_more_epochs() -> None:

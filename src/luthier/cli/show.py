@@ -256,7 +256,8 @@ def where_not(report: Report) -> None:
     for told in report.forgetting:
         if not told.strange:
             say(f"forgetting: {told.sentence}")
-    hurt = [group for group in report.differences if group.hurt]
+    # against "most frequent class" that class can only lose
+    hurt = [group for group in report.differences if group.hurt and report.subject.against == "base"]
     for group in hurt[:HURT]:
         say(f"worse: {group.by} {group.name}: {_three(group.base)} → {_three(group.tuned)} (n = {group.n:,})")
     if len(hurt) > HURT:

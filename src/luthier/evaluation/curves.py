@@ -159,17 +159,19 @@ def fit(curve: Curve, knobs: Knobs) -> Fit | None:
     before = _mean(parts[-2])
     if last > NOTHING_LEFT and last < before * (1 - FALLING) and _differ(parts[-2], parts[-1]) and _follows(curve):
         fell = f"from {_short(before)} to {_short(last)} in the last fifth{_gap(curve, last)}"
-        return Fit(
-            "under-fitting", f"Under-fitting: training loss was still falling at the end, {fell}.", *_more(knobs)
-        )
+        said = f"Under-fitting: training loss was still falling at the end, {fell}."
+        return Fit("under-fitting", said, *_more(knobs))
     said = f"Neither over- nor under-fitting shows: training loss ended at {_short(last)}{_gap(curve, last)}."
     return Fit("fits", said)
 
 
 def _kept(curve: Curve, knobs: Knobs) -> str:
-    """Of which epoch the weights are, and how many came after it."""
+    """Of which epoch (where steps are limited: step) the weights are, and how many came after it."""
     if curve.best is None or not knobs.steps:
         return ""
+    if knobs.max_steps is not None:
+        later = curve.validation[-1][0] - curve.best[0]
+        return f" The weights kept are of step {curve.best[0]:,}, {later:,} steps before the end."
     best, end = (step / knobs.steps * knobs.num_epochs for step in (curve.best[0], curve.validation[-1][0]))
     return f" The weights kept are of epoch {best:.3g}, {end - best:.3g} epochs before the end."
 
