@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +27,10 @@ def test_a_run_tells_groups_and_what_is_forgotten(luthier: Luthier, experiment: 
     told = json.loads(luthier("show", "--json").out)["report"]
     assert {each["by"] for each in told["differences"]} == {"slice"} and len(told["forgetting"]) == 3
     shown = luthier("show").out
-    assert "slice  ten" in shown and "broken" in shown
+    assert re.search(r"slice +ten", shown) and "broken" in shown
     later = rows.write(Path("later.jsonl"), [{"input": f"thing {i}?", "output": "red"} for i in range(24)])
     again = luthier("evaluate", "experiment", "--data", later)
-    assert again.code == 0 and "up to 8 characters" in again.out, again.err
+    assert again.code == 0 and re.search(r"slice +ten +24", again.out), again.err
 
 
 @pytest.mark.parametrize(
