@@ -13,7 +13,7 @@ import pytest
 
 from luthier import spec
 from luthier.errors import SpecError
-from luthier.spec import arithmetic, text, values
+from luthier.spec import arithmetic, conditions, text, values
 
 DESIGN = {
     "Experiment": "name model task data method training evaluation search seed",
@@ -26,7 +26,7 @@ DESIGN = {
     "Full": "type trainable",
     "Training": "batch_size accumulate_steps num_epochs max_steps learning_rate schedule warmup weight_decay "
     "max_grad_norm max_seq_length batching share_prefixes gradient_checkpointing save_every evaluate_every patience",
-    "Evaluation": "metrics judge max_new_tokens temperature limit compare_base",
+    "Evaluation": "metrics judge max_new_tokens temperature limit compare_base slices regression",
     "Judge": "model base_url mode rubric concurrency",
     "Search": "space trials at_once sampler pruner objective time_limit seeds",
 }
@@ -322,7 +322,8 @@ def test_a_fingerprint_sees_what_is_learned_and_nothing_else():
 
 def test_every_leaf_but_name_and_paths_is_in_the_fingerprint():
     one = experiment(method="qlora", search={}, evaluation={"judge": "j"})
-    paths = set(spec.leaves(one)) - {"name", "data.train", "data.validation", "data.test", "data.encoding"}
+    places = {"name", "data.train", "data.validation", "data.test", "data.encoding", "evaluation.regression"}
+    paths = set(spec.leaves(one)) - places
     other = {"bool": lambda v: not v, "int": lambda v: v + 1, "float": lambda v: v + 1, "str": lambda v: v + "x"}
     for path in paths:
         value = spec.leaves(one)[path]
@@ -357,7 +358,7 @@ def test_the_schema_has_bounds_advice_and_documentation():
 
 
 # --- the arithmetic --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("module", [arithmetic, text, values])
+@pytest.mark.parametrize("module", [arithmetic, conditions, text, values])
 def test_doctests(module):
     found = doctest.testmod(module)
     assert found.attempted > 0 and found.failed == 0

@@ -15,14 +15,15 @@ from typing import get_args
 import torch
 
 from luthier import presets, runs, spec, workbench
-from luthier.data import gate, openings
+from luthier.data import encode, gate, openings
 from luthier.data.encode import Rules
 from luthier.data.examples import Example, content_id
 from luthier.data.openings import Opening
 from luthier.data.ordering import by_content
-from luthier.data.prepare import Dataset, prepare
+from luthier.data.prepare import Dataset, load_dataset, prepare
+from luthier.data.templates import placeholders
 from luthier.errors import ModelError, SpecError
-from luthier.evaluation import ask, curves, metrics, predictions, report_page, seeds
+from luthier.evaluation import ask, curves, differences, forgetting, metrics, predictions, report_page, seeds
 from luthier.evaluation.predictions import Answer, Answerer, Question
 from luthier.evaluation.report import Report, Subject, make, read_json, write_json
 from luthier.evaluation.seeds import Seeds
@@ -53,6 +54,8 @@ class Exam:
     notes: tuple[str, ...]
     grouped_by: str | None = None
     openings: tuple[Opening, ...] = ()
+    groups: differences.Grouped = dataclasses.field(default_factory=dict)
+    checks: Mapping[str, Exam] = dataclasses.field(default_factory=dict)  # other rows, to see what is forgotten
 
 
 def exam(
@@ -94,8 +97,11 @@ def _exam(
     longest = wishes.max_new_tokens or longest_answer
     how = ask.How(longest, wishes.temperature, experiment.seed, generate=not text)
     judged_by = tuple(metrics.by_name(names))
-    notes = (*notes, *left_out)
-    return Exam(tuple(questions), judged_by, how, rules, split, len(examples), notes, experiment.data.group_by)
+    groups = differences.grouped(questions, dataset.task, experiment.data.group_by, wishes.slices)
+    empty = (f"slice `{name}` has no row" for name, held in groups.get("slice", {}).items() if not held)
+    notes = (*notes, *left_out, *empty)
+    grouped_by = experiment.data.group_by
+    return Exam(tuple(questions), judged_by, how, rules, split, len(examples), notes, grouped_by, groups=groups)
 
 
 def findings_of(exam: Exam, experiment: spec.Experiment, base: Base) -> list[Finding]:
@@ -195,14 +201,89 @@ def _opened_before(found: Sequence[Opening]) -> tuple[str, ...]:
     return (f"{said}: if that led to a choice made since, scores and p values here are optimistic",)
 
 
-def conclude(run: Run, exam: Exam, rows: Sequence[predictions.Row], against: str, folder: Path) -> Report:
+# ---------------------------------------------------------------------------------------------------- what is forgotten
+
+
+def with_checks(exam: Exam, run: Run, experiment: spec.Experiment, base: Base) -> Exam:
+    """The exam with the rows beside it: general texts, and those of `evaluation.regression`; or a note on why not."""
+    if not experiment.evaluation.compare_base:
+        return exam
+    why_not, checks = forgetting.not_applicable(exam.rules), {}
+    if why_not is None:
+        asked, rules = forgetting.questions(base.tokenizer, exam.rules), forgetting.plain(exam.rules)
+        how, judged_by = ask.How(1, generate=False), (metrics.METRICS["perplexity"],)
+        checks["general"] = Exam(asked, judged_by, how, rules, "", len(asked), ())
+    if "regression" in run.facts:
+        checks["regression"] = _regression(run, experiment, base)
+    said = (*((why_not,) if why_not else ()), *(note for check in checks.values() for note in check.notes))
+    return dataclasses.replace(exam, notes=(*exam.notes, *said), checks=checks)
+
+
+def _regression(run: Run, experiment: spec.Experiment, base: Base) -> Exam:
+    """The rows that must not be spoiled, asked as this base is asked for any row."""
+    dataset = load_dataset(run.path.parents[1] / "data" / run.facts["regression"])
+    examples, split = dataset.examples("train"), "evaluation.regression"
+    template = experiment.data.template  # holds for these rows too, if they have its columns
+    fits = template and all(set(placeholders(template)) <= set(example.columns) for example in examples)
+    rules = dataclasses.replace(workbench.rules_of(experiment, dataset, base), template=template if fits else None)
+    rules = dataclasses.replace(rules, max_seq_length=forgetting.room(rules), overlength="drop")
+    answered = any(example.kind != "text" for example in examples)
+    judged_by = ("perplexity", "exact_match") if answered else ("perplexity",)
+    wishes: dict[str, object] = {"metrics": judged_by, "slices": {}, "max_new_tokens": None}
+    like = {"evaluation": experiment.evaluation.model_copy(update=wishes)}
+    longest = max(len(base.tokenizer(encode.reference(each)).input_ids) for each in examples) + 1
+    made = _exam(
+        experiment.model_copy(update=like),
+        (examples, split, (), experiment.seed),
+        dataset,
+        base.tokenizer,
+        rules,
+        longest,
+    )
+    return dataclasses.replace(made, notes=tuple(f"evaluation.regression: {note}" for note in made.notes))
+
+
+def check_base(run: Run, exam: Exam, tuned: Tuned, heard: Heard) -> None:
+    """The base's side of every check; asked before anything is trained, like the base's side of the exam."""
+    for name, check in exam.checks.items():
+        sides = {"base": ask.by_model(tuned, None, check.rules, check.how)}
+        answers(check, sides, _check_file(run, f"base_{name}"), run.fingerprint, heard)
+
+
+def forgotten(run: Run, exam: Exam, tuned: Tuned, heard: Heard) -> tuple[forgetting.Forgotten, ...]:
+    """The tuned side of every check beside the base's, which `check_base` has left."""
+    found: list[forgetting.Forgotten] = []
+    for name, check in exam.checks.items():
+        before = as_given(predictions.read(_check_file(run, f"base_{name}")), "base")
+        sides = {"base": before, "tuned": ask.by_model(tuned, 0, check.rules, check.how)}
+        rows = answers(check, sides, _check_file(run, name), run.fingerprint, heard)
+        found += forgetting.compare(rows, tuned.base.facts.vocab_size)
+    return tuple(found)
+
+
+def _check_file(run: Run, name: str) -> Path:
+    folder = run.path / "forgetting"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name}.jsonl"
+
+
+def conclude(
+    run: Run,
+    exam: Exam,
+    rows: Sequence[predictions.Row],
+    against: str,
+    folder: Path,
+    forgot: tuple[forgetting.Forgotten, ...] = (),
+) -> Report:
     """Score the answers, write report.json and report.html to `folder`, give the report."""
     experiment = workbench.experiment_of(run)
-    curve = curves.from_events(runs.read_events(run.path))
+    events = runs.read_events(run.path)
+    curve = curves.from_events(events)
     subject = _subject(run.id, experiment, exam, run.facts["dataset"], run.facts["task"])
     subject = dataclasses.replace(subject, name=run.name, against=against)
-    told = make(subject, rows, exam.metrics, curves.overfitting(curve), exam.notes, exam.grouped_by)
-    told = dataclasses.replace(told, openings=exam.openings)
+    went = curves.fit(curve, _knobs(experiment, events))
+    told = make(subject, rows, exam.metrics, went.words if went else None, exam.notes, exam.grouped_by)
+    told = dataclasses.replace(told, openings=exam.openings, differences=_where(told, rows, exam), forgetting=forgot)
     _write(run, told, rows, folder, exam.metrics)
     return told
 
@@ -217,6 +298,20 @@ def _write(
     settings = [(path, value, origins.get(path, "")) for path, value in leaves.items()]
     curve = curves.from_events(runs.read_events(run.path))
     report_page.write_html(told, rows, folder / "report.html", curve, settings, known)
+
+
+def _where(told: Report, rows: Sequence[predictions.Row], exam: Exam) -> tuple[differences.Slice, ...]:
+    """Where tuning helped and hurt, under the first metric that has a score."""
+    lead = next((metric for metric in exam.metrics if metric.name in told.scores), None)
+    return differences.slices(rows, lead, exam.groups) if lead is not None else ()
+
+
+def _knobs(experiment: spec.Experiment, events: Sequence[runs.Event]) -> curves.Knobs:
+    training, method = experiment.training, experiment.method
+    steps = [event.steps for event in events if isinstance(event, runs.Started)]
+    dropout = method.dropout if isinstance(method, spec.Lora | spec.QLora) else None
+    last = steps[-1] if steps else 0
+    return curves.Knobs(training.num_epochs, training.learning_rate, last, training.max_steps, dropout)
 
 
 def _subject(run: str, experiment: spec.Experiment, exam: Exam, dataset: str, task: str) -> Subject:
@@ -240,10 +335,11 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
     dataset = _rows(data, experiment.data, own, run.path.parents[1])
     tuned = workbench.open_run(run)
     rules = workbench.rules_of(experiment, own, tuned.base)
-    every = experiment.evaluation.model_copy(update={"limit": None})  # that wish was for the run's own test
+    slices, lacking = differences.answerable(experiment.evaluation.slices, dataset.examples("train"))
+    every = experiment.evaluation.model_copy(update={"limit": None, "slices": slices})  # a wish for the run's own test
     experiment = experiment.model_copy(update={"evaluation": every})
     examples, longest = dataset.examples("train"), run.facts["longest_answer"]
-    drawn = (examples, str(data), (), experiment.seed)
+    drawn = (examples, str(data), lacking, experiment.seed)
     asked = _exam(experiment, drawn, own, tuned.base.tokenizer, rules, longest)
     asked = passed(asked, experiment, tuned.base)
     asked = dataclasses.replace(asked, notes=(*asked.notes, *_learned_from(asked, own)))

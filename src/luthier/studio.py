@@ -43,6 +43,7 @@ class Draft:
     revision: str
     fingerprint: str
     drawn_by: int  # the seed that draws `data.limit` and `evaluation.limit`
+    regression: Dataset | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +65,7 @@ class Studio:
 
     def draft(self, experiment: Described) -> Draft:
         """Look at the base's configuration, prepare the data, and decide every open value. Raises any LuthierError."""
+        from luthier.data.prepare import prepare_beside
         from luthier.evaluation import metrics
         from luthier.models import facts
 
@@ -73,11 +75,15 @@ class Studio:
         chosen = _named(experiment)
         folder, commit = facts.locate(chosen.model.name, chosen.model.revision, weights=False)
         base = facts.inspect(chosen.model.name, commit)
+        if chosen.evaluation.regression is not None and base.family == "encoder":
+            raise SpecError("an encoder answers nothing that it could forget", "evaluation.regression", "leave it out")
         revision = commit or facts.weights_digest(folder)
         dataset = self.prepare(chosen.data, chosen.task, chosen.seed)
         resolved = _pinned(presets.resolve(chosen, base, dataset.task), commit)
-        fingerprint = spec.fingerprint(resolved.experiment, dataset.fingerprint, revision)
-        return Draft(resolved, chosen, dataset, base, revision, fingerprint, chosen.seed)
+        regression = prepare_beside(chosen.evaluation.regression, chosen.data, self.home)
+        rows = dataset.fingerprint + (f" {regression.fingerprint}" if regression else "")
+        fingerprint = spec.fingerprint(resolved.experiment, rows, revision)
+        return Draft(resolved, chosen, dataset, base, revision, fingerprint, chosen.seed, regression)
 
     def plan(self, experiment: Described | Draft, measure: bool = False) -> Plan:
         """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in its findings.
@@ -162,7 +168,7 @@ class Studio:
             "drawn_by": draft.drawn_by,
             "notes": list(draft.resolved.notes),
             "luthier": luthier.__version__,
-        }
+        } | ({"regression": draft.regression.fingerprint} if draft.regression else {})
         return runs.create(self.home, draft.name, draft.fingerprint, files, facts)
 
     def resume(self, run: Run) -> Run:
@@ -409,6 +415,8 @@ def _differences(previous: Run, draft: Draft) -> str:
     told = [f"`{path}` ({old.get(path)} → {new.get(path)})" for path in spec.differences(before, now)]
     if previous.facts["dataset"] != draft.dataset.fingerprint:
         told.append("`data` (the rows have changed)")
+    if previous.facts.get("regression") != (draft.regression.fingerprint if draft.regression else None):
+        told.append("`evaluation.regression` (its rows)")
     if previous.facts["revision"] != draft.revision and now.model.revision is None:  # else it is named above
         told.append("`model` (the base's files have changed)")
     return ", ".join(told)

@@ -187,6 +187,7 @@ def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
     exam = assessment.exam(
         experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest, run.facts.get("drawn_by")
     )
+    exam = assessment.with_checks(exam, run, experiment, bench.base)
     findings = (*bench.findings, *assessment.findings_of(exam, experiment, bench.base))
     accepted = [finding for finding in findings if gate.is_accepted(finding, experiment.data.accept)]
     for finding in findings:
@@ -213,6 +214,7 @@ def _ask_base(run: Run, bench: Bench, tuned: Tuned, exam: Exam, stop: Stop) -> t
     answerer, name = assessment.base_answerer(exam, tuned, bench.dataset.stream("train"))
     path, heard = run.path / "base_predictions.jsonl", _heard(run, f"asking the {name}", len(exam.questions), stop)
     rows = assessment.answers(exam, {"base": answerer}, path, run.fingerprint, heard)
+    assessment.check_base(run, exam, tuned, lambda count: _go_on(stop))
     return assessment.as_given(rows, "base"), name
 
 
@@ -226,7 +228,8 @@ def _judge(run: Run, tuned: Tuned, exam: Exam, before: tuple[Answerer, str] | No
     sides["tuned"] = ask.by_model(tuned, 0, exam.rules, exam.how)
     heard = _heard(run, "asking the tuned model", len(exam.questions) * len(sides), stop)
     rows = assessment.answers(exam, sides, run.path / "predictions.jsonl", run.fingerprint, heard)
-    report = assessment.conclude(run, exam, rows, before[1] if before else "base", run.path)
+    forgot = assessment.forgotten(run, exam, tuned, lambda count: _go_on(stop))
+    report = assessment.conclude(run, exam, rows, before[1] if before else "base", run.path, forgot)
     runs.update(run.path, {"facts": {"verdict": report.verdict}})
 
 

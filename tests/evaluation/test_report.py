@@ -205,7 +205,7 @@ def test_killed_at_any_byte_it_goes_on_and_ends_the_same(tmp_path: Path, monkeyp
     for place in range(0, len(content), len(content) // 20):
         torn = tmp_path / "torn.jsonl"
         torn.write_bytes(content[:place])
-        done = content[:place].count(b"\n")
+        done = content[:place].count(b"\n") // 4 * 4  # whole chunks: its rows are asked together again
         counted: list[int] = []
 
         rows = collect(asked, sides(counted), by_name(NAMES), torn, "k")

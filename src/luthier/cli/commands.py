@@ -299,6 +299,7 @@ def _carry(here: Studio, run: Run, as_json: bool) -> Run:
         return run
     for note in told.notes:
         screen.say(f"note: {note}")
+    screen.where_not(told)
     screen.say(f"report: {run.path / 'report.html'}")
     screen.line(told.verdict)
     return run
@@ -328,6 +329,8 @@ def show(run: SomeRun = None, as_json: Json = False) -> None:
     if told is not None:
         screen.line("")
         screen.scores(told)
+        screen.differences(told)
+        screen.where_not(told)
     if problem := studio.failure(found):
         screen.error(problem)
 
@@ -345,8 +348,10 @@ def evaluate(
         screen.as_json(told)
         return
     screen.scores(told)
+    screen.differences(told)
     for note in told.notes:
         screen.say(f"note: {note}")
+    screen.where_not(told)
     screen.line(told.verdict)
 
 

@@ -28,10 +28,12 @@ from luthier.runs import Plan, Run, Score, read_events
 if TYPE_CHECKING:
     from luthier.conversion import Conversion
     from luthier.data.seen import Seen
+    from luthier.evaluation.differences import Slice
     from luthier.evaluation.report import Report
     from luthier.studio import Draft
 
 WIDE = 400  # columns of a table that no terminal cuts
+HURT = 3  # groups that are named beside the verdict
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "stopped": "yellow"}
 
 
@@ -252,6 +254,50 @@ def scores(report: Report) -> None:
 
     rows = [(_spoken(name), told(score), told(report.base_scores.get(name))) for name, score in report.scores.items()]
     table(("metric", report.subject.name, report.subject.against if report.base_scores else ""), rows)
+
+
+def where_not(report: Report) -> None:
+    """How the training went, what was forgotten, and the first groups that tuning surely hurt."""
+    if report.fit:
+        say(f"training: {report.fit}")
+    for told in report.forgetting:
+        if not told.strange:
+            say(f"forgetting: {told.sentence}")
+    # against "most frequent class" that class can only lose
+    hurt = [group for group in report.differences if group.hurt and report.subject.against == "base"]
+    for group in hurt[:HURT]:
+        say(f"worse: {group.by} {group.name}: {_three(group.base)} → {_three(group.tuned)} (n = {group.n:,})")
+    if len(hurt) > HURT:
+        say(f"worse: {len(hurt) - HURT:,} more groups, in the report")
+
+
+def differences(report: Report) -> None:
+    """Every group of rows before and after, as a table."""
+    rows = [
+        (
+            group.by,
+            group.name,
+            group.n,
+            _three(group.tuned),
+            _three(group.base),
+            group.fixed,
+            group.broken,
+            _span(group),
+        )
+        for group in report.differences
+    ]
+    if rows:
+        table(("by", "rows", "n", "tuned", report.subject.against, "fixed", "broken", "difference"), rows)
+
+
+def _three(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _span(group: Slice) -> str:
+    if group.difference is None or group.low is None or group.high is None:
+        return ""
+    return f"{group.difference:+.3g} ({group.low:+.3g} to {group.high:+.3g})".replace("-", "−")
 
 
 def stream(name: str, pieces: Iterable[str]) -> None:

@@ -80,6 +80,20 @@ def prepare(data: Data, home: Path, seed: int = 0, task: str | None = None) -> D
         return amend(dataset, remarks=[dataclasses.asdict(remark) for remark in survey(dataset, data)])
 
 
+def prepare_beside(file: str | None, like: Data, home: Path) -> Dataset | None:
+    """All rows of `file`, which need not be like the others: read as `like` wishes if they can be, else by themselves.
+
+    None without a file. Raises DataError, NotFound.
+    """
+    if file is None:
+        return None
+    whole: dict[str, Any] = {"train": file, "validation": 0.0, "test": 0.0, "clean": ()}
+    if like.columns or like.format:
+        with contextlib.suppress(DataError):
+            return prepare(like.model_copy(update=whole | {"limit": None, "group_by": None, "labels": None}), home)
+    return prepare(Data(**whole, encoding=like.encoding), home)
+
+
 @contextlib.contextmanager
 def _room(folder: Path) -> Iterator[Path]:
     """A folder to work in beside the finished ones; those that killed processes left are taken away a day later."""

@@ -63,11 +63,12 @@ def collect(
     """Ask every side every question; rows already in `path` under the same `key` are not asked again.
 
     `key` names who answers and how (adapter, base, settings): a file of another key, other sides or other metrics is
-    begun anew. The work may be killed at any moment: a torn last line is dropped, and a resumed file equals an
-    unbroken one. `kept` names columns that are written down even where they repeat the prompt or a reference.
+    begun anew. The work may be killed at any moment: what stands of an unfinished chunk is dropped and asked again,
+    because a likelihood's last bits depend on the rows that are asked together; so a resumed file equals an unbroken
+    one, byte for byte. `kept` names columns that are written down even where they repeat the prompt or a reference.
     """
     key = content_id([key, sorted(sides), [metric.name for metric in metrics]])
-    known = _keep(path, key)
+    known = _keep(path, key, len(questions))
     todo = [question for question in questions if question.example.id not in known]
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         for start in range(0, len(todo), CHUNK):
@@ -117,15 +118,19 @@ def _row(question: Question, answers: Mapping[str, Answer], metrics: Sequence[Me
 # ------------------------------------------------------------------------------------------------------------ the file
 
 
-def _keep(path: Path, key: str) -> dict[str, Row]:
+def _keep(path: Path, key: str, wanted: int) -> dict[str, Row]:
     """The rows of an earlier, perhaps killed, collection of the same key; anything else leaves an empty file."""
     if not path.exists():
         return {}
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    lines = content.splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    if len(lines) < wanted:
+        del lines[len(lines) // CHUNK * CHUNK :]
+    if (size := sum(map(len, lines))) < len(content):
         with path.open("r+b") as file:
-            file.truncate(len(whole))
+            file.truncate(size)
     found = list(_lines(path))
     if any(of != key for _, of in found):
         path.unlink()

@@ -20,6 +20,8 @@ from luthier import disk
 from luthier.data.openings import Opening
 from luthier.errors import DataError
 from luthier.evaluation import statistics
+from luthier.evaluation.differences import Slice
+from luthier.evaluation.forgetting import Forgotten
 from luthier.evaluation.metrics import Metric, Prediction, groups_of, measure, weighted
 from luthier.evaluation.predictions import Row, side
 from luthier.evaluation.seeds import Seeds
@@ -95,6 +97,8 @@ class Report:
     grouped_by: str | None = None
     openings: tuple[Opening, ...] = ()
     seeds: tuple[Seeds, ...] = ()
+    differences: tuple[Slice, ...] = ()
+    forgetting: tuple[Forgotten, ...] = ()
 
 
 def make(

@@ -21,7 +21,8 @@ from luthier.spec.parameters import Experiment
 from luthier.spec.values import ROWS, Advice, Part, known_paths, sections
 
 _SPLITS = ("data.train", "data.validation", "data.test")
-_PLACES = {"name", "data.encoding", *_SPLITS}
+_TABLES = [("data", "columns"), ("data", "labels"), ("evaluation", "slices"), ("search", "space")]
+_PLACES = {"name", "data.encoding", "evaluation.regression", *_SPLITS}
 """Where things lie and how they are written there, not what is learned."""
 
 
@@ -42,7 +43,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def _holds_text(path: tuple[str, ...]) -> bool:
-    """Whether a parameter takes text and neither a list nor a mapping, by its schema."""
+    """Whether a parameter takes text and neither a list nor a mapping, by its schema; so does every slice."""
+    if path[:-1] == ("evaluation", "slices"):
+        return True
     for kind in sections():
         if path[:-1] == kind.root and path[-1] in kind.model_fields:
             field = kind.model_json_schema()["properties"].get(path[-1], {})
@@ -62,8 +65,7 @@ def from_mapping(mapping: Mapping[str, Any], where: str = "", overrides: Sequenc
 
 
 def _overridden(written: text.Written, overrides: Sequence[str]) -> text.Written:
-    tables = [("data", "columns"), ("data", "labels"), ("search", "space")]
-    return text.override(written, overrides, _shorthands(), tables, _holds_text)
+    return text.override(written, overrides, _shorthands(), _TABLES, _holds_text)
 
 
 def _shorthands() -> dict[tuple[str, ...], str]:
@@ -81,13 +83,13 @@ def _validated(values: Mapping[str, Any], place: Callable[[tuple[str, ...]], str
 def _beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`values` with what exists in `folder` named by its whole path, and a chat template read."""
     values, shorthands = dict(values), _shorthands()
-    for section in ("model", "data"):
+    for section in ("model", "data", "evaluation"):
         part = values.get(section)
-        part = {shorthands[section,]: part} if isinstance(part, str) else part
+        part = {shorthands[section,]: part} if isinstance(part, str) and (section,) in shorthands else part
         if not isinstance(part, dict):
             continue
         values[section] = part = dict(part)
-        for key in ("name", "train", "validation", "test", "chat_template"):
+        for key in ("name", "train", "validation", "test", "chat_template", "regression"):
             if isinstance(part.get(key), str) and part[key]:
                 part[key] = _found(part[key], key == "chat_template", folder)
     evaluation = values.get("evaluation")

@@ -27,6 +27,7 @@ from luthier.spec.values import (
     braces,
     class_labels,
     cleaning_steps,
+    conditions_by_name,
     listed,
     no_secret,
     path_text,
@@ -286,6 +287,20 @@ class Evaluation(Part):
     """Evaluate only this many rows, drawn by the seed. Omitted: all."""
     compare_base: bool = True
     """Answer the same rows with the untuned base as well, and test the difference."""
+    slices: Annotated[
+        dict[Text, Text], BeforeValidator(conditions_by_name), Field(json_schema_extra={"type": "object"})
+    ] = Field(default_factory=dict)
+    """Groups of rows to look at on their own: name → condition on a row's columns, such as
+    `long: len(input) > 200 and lang == "ko"`. Columns, constants, comparisons, `and or not in`, `len`, `lower`."""
+    regression: Annotated[Text, BeforeValidator(path_text)] | None = None
+    """Rows that tuning must not spoil: a file in any known format, whose perplexity, and answers right if it has
+    answers, are measured before and after. Omitted: only the built-in general texts."""
+
+    @model_validator(mode="after")
+    def _base_is_asked(self) -> Evaluation:
+        if self.regression is not None and not self.compare_base:
+            raise ValueError("has a `regression`, which needs the base's answers: `compare_base: true`")
+        return self
 
 
 class Search(Part):

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from luthier.errors import did_you_mean
-from luthier.spec import wording
+from luthier.spec import conditions, wording
 
 DOCUMENT = "IBM watsonx.ai, Parameters for tuning foundation models (2025)"
 ROWS = "(rows given in Python)"
@@ -236,6 +236,16 @@ def text_encoding(name: str) -> str:
 def share_or_steps(value: float) -> float:
     if value >= 1 and value != int(value):
         raise ValueError(f"must be a share below 1 or a whole number of steps, not {value:g}")
+    return value
+
+
+def conditions_by_name(value: Any) -> Any:
+    """Names → conditions on a row, each readable as one."""
+    for name, condition in value.items() if isinstance(value, Mapping) else ():
+        try:
+            conditions.read(condition if isinstance(condition, str) else str(condition))
+        except ValueError as error:
+            raise ValueError(f"cannot use the condition of `{name}`: {error}") from None
     return value
 
 
