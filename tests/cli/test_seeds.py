@@ -27,7 +27,7 @@ def test_three_seeds_are_trained_on_one_split_and_told_together(
     limited = ("--set", "data.limit=40", "--set", "evaluation.limit=4", "--set", "seed=7")
     said = luthier("tune", *limited, "--seeds", "3")
     assert said.code == 0, said.err
-    assert re.fullmatch(r"accuracy over 3 seeds: \d\.\d\d .*n = \d\).*over base.*", said.out.splitlines()[-1])
+    assert re.fullmatch(r"accuracy over 3 seeds: \d\.\d\d .*n = \d\).*base.*", said.out.splitlines()[-1])
     made = {run.name: run for run in runs.all_runs(tmp_path / "home") if run.facts["drawn_by"] == 7}
     assert sorted(made) == ["experiment", "experiment-seed1", "experiment-seed2"]
     assert len({run.facts["dataset"] for run in made.values()}) == 1

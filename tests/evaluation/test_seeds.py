@@ -67,4 +67,7 @@ def test_scores_of_nothing_are_no_certainty_of_nothing() -> None:
     found = seeds.compare(METRICS["exact_match"], ["a", "b"], [wrong, wrong], [wrong, wrong])
     assert found is not None and found.outcome == "cannot tell" and (found.low, found.high) == (None, None)
     assert found.mean.low == 0 and found.mean.high == pytest.approx(0.0876, abs=1e-4)  # Wilson's, 0 of 40
-    assert found.sentence.endswith("each row as base has it, or as far from it: cannot tell")
+    assert found.sentence.endswith("no row differs from base: cannot tell")
+    right = [Prediction(str(i), "", "", ("x",), "x") for i in range(40)]
+    found = seeds.compare(METRICS["exact_match"], ["a", "b"], [right, right], [wrong, wrong])
+    assert found is not None and found.outcome == "better" and "better, whatever" in found.sentence

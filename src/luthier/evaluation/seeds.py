@@ -25,7 +25,7 @@ class Seeds:
     `mean`: of the runs' scores, its 95 % interval over seeds and rows. `spread`: standard deviation of the scores as
     seen; `seed_sd`: what of it is the seeds' doing; `row_error`: standard error of the mean from the rows. `difference`
     to what they are compared with, with the interval that holds for another seed and other rows; None without a base,
-    the interval also where no row shows any noise.
+    the interval also where no row differs.
     """
 
     metric: str
@@ -84,7 +84,7 @@ def compare(
         outcome,
         _sentence(metric, mean, (len(runs), own, apart), outcome, against),
         apart.mean if apart else None,
-        *((apart.low, apart.high) if apart and apart.low < apart.high else (None, None)),
+        *((apart.low, apart.high) if apart and (apart.low or apart.high) else (None, None)),
     )
 
 
@@ -118,7 +118,7 @@ def _sentence(
     head += f"{own.seed_sd:.{d + 1}f} (SD), the rows by {own.row_error:.{d + 1}f} (standard error)"
     if apart is None:
         return head
-    if apart.low == apart.high:
-        return f"{head}; each row as {against} has it, or as far from it: cannot tell"
+    if apart.low == apart.high == 0:
+        return f"{head}; no row differs from {against}: cannot tell"
     head += f"; {apart.mean:+.{d}f} ({apart.low:+.{d}f} to {apart.high:+.{d}f}) over {against}: "
     return head + (f"{outcome}, whatever the seed and the rows" if outcome != "cannot tell" else "cannot tell")
