@@ -19,9 +19,11 @@ from luthier.errors import LuthierError, NotFound, SpecError, TrainingError, her
 from luthier.runs import Event, Plan, Run
 
 if TYPE_CHECKING:
+    from luthier.climbing import Show
     from luthier.data.lengths import LengthAdvice
     from luthier.data.prepare import Dataset
     from luthier.data.seen import Seen
+    from luthier.evaluation.ladder import Ladder
     from luthier.evaluation.report import Comparison, Report
     from luthier.publishing import Published
     from luthier.workbench import Reply
@@ -158,6 +160,18 @@ class Studio:
             "luthier": luthier.__version__,
         }
         return runs.create(self.home, draft.name, draft.fingerprint, files, facts)
+
+    def ladder(self, experiment: Described, shots: int | None = None, show: Show | None = None) -> Ladder:
+        """The cheapest way to use the base that is enough: asked bare, behind `shots` examples, and tuned in every way.
+
+        Written to `ladders/NAME/`; what stands there is not done again. Raises SpecError, DataError as `tune` does.
+        """
+        from luthier import climbing, rungs
+
+        draft = self.draft(experiment)
+        pinned = rungs.changed(draft.chosen, model=draft.resolved.experiment.model)
+        base = climbing.Base(pinned, draft.facts, draft.revision, draft.dataset)
+        return climbing.climb(self.home, base, lambda each: self._meant(self.draft(each), False), shots, show)
 
     def resume(self, run: Run) -> Run:
         """Continue an unfinished run, or find the worker it has; a run that is done is given back as it is."""
