@@ -43,12 +43,17 @@ def silently(words: str, events: Iterable[Event], run: Run | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What every rung stands on: the described experiment, what is known of its base, its data."""
+    """What every rung stands on: the described experiment, its base (at a commit) and what is known of it, its data."""
 
-    experiment: spec.Experiment
+    described: spec.Experiment
+    model: spec.Model
     facts: presets.BaseFacts
     revision: str
     dataset: Dataset
+
+    @property
+    def experiment(self) -> spec.Experiment:
+        return rungs.changed(self.described, model=self.model)
 
 
 @dataclass(slots=True)
@@ -96,7 +101,9 @@ class _Climb:
         key = content_id([what, task])
         if (kept := _kept(room / rungs.RESULT, key)) is not None:
             return kept
-        disk.write_whole(room / rungs.EXPERIMENT, spec.dump(resolved.experiment, dict(resolved.origins)))
+        text = spec.dump(resolved.experiment, dict(resolved.origins))
+        redaction.refuse(text, rungs.EXPERIMENT)
+        disk.write_whole(room / rungs.EXPERIMENT, text)
         disk.write_json(room / rungs.TASK, {**task, "key": key, "dataset": str(self.base.dataset.path)})
         with contextlib.closing(working(room, self.home, resolved.experiment.model.name)) as events:
             self.show(words, events, None)
@@ -160,7 +167,7 @@ def _alone(folder: Path) -> Iterator[None]:
 # --- pieces of work beside runs ------------------------------------------------------------------------------------
 def working(room: Path, home: Path, model: str) -> Generator[Event, None, None]:
     """The events of the piece of work in `room`, done by a process that ends with this one. Raises what ended it."""
-    child, said = engines.beside(["luthier.rungs", str(room)], home, model), [""]
+    child, said = engines.beside(["luthier.rungs", str(room)], home, model), collections.deque([""], maxlen=500)
     assert child.stdin is not None and child.stdout is not None
     try:
         for line in child.stdout:
@@ -168,9 +175,10 @@ def working(room: Path, home: Path, model: str) -> Generator[Event, None, None]:
             if (event := _event(text)) is not None:
                 yield event
             elif text:
-                said.append(text)
+                said.append(redaction.strike(text))
         if child.wait():
-            raise _ended(said[-1], child.returncode, room)
+            disk.write_whole(room / runs.LOG, "\n".join(said) + "\n")
+            raise _ended(said[-1], child.returncode, room / runs.LOG)
     finally:
         child.kill()
         child.wait()
@@ -184,15 +192,15 @@ def _event(text: str) -> Event | None:
     return None
 
 
-def _ended(last: str, code: int, room: Path) -> LuthierError:
+def _ended(last: str, code: int, log: Path) -> LuthierError:
     """The error that a process ended with, as it was, by its last words."""
     kinds = {kind.__name__: kind for kind in (SpecError, DataError, ModelError, TrainingError, rungs.LeftOut)}
     with contextlib.suppress(ValueError, KeyError, TypeError):
         told = json.loads(last)["error"]
         return kinds.get(told["kind"], TrainingError)(told["message"], told["where"], told["hint"])
     if code < 0:
-        return TrainingError(f"ended from outside (signal {-code}): not enough memory?", str(room))
-    return TrainingError(redaction.strike(last) or f"ended with code {code}", str(room))
+        return TrainingError(f"ended from outside (signal {-code}): not enough memory?", str(log))
+    return TrainingError(last or f"ended with code {code}", str(log))
 
 
 def _kept(path: Path, key: str) -> dict[str, Any] | None:

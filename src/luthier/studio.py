@@ -162,15 +162,11 @@ class Studio:
         return runs.create(self.home, draft.name, draft.fingerprint, files, facts)
 
     def ladder(self, experiment: Described, shots: int | None = None, show: Show | None = None) -> Ladder:
-        """The cheapest way to use the base that is enough: asked bare, behind `shots` examples, and tuned in every way.
-
-        Written to `ladders/NAME/`; what stands there is not done again. Raises SpecError, DataError as `tune` does.
-        """
-        from luthier import climbing, rungs
+        """The cheapest way to use the base that is enough; see `climbing.climb`. Raises what `tune` does."""
+        from luthier import climbing
 
         draft = self.draft(experiment)
-        pinned = rungs.changed(draft.chosen, model=draft.resolved.experiment.model)
-        base = climbing.Base(pinned, draft.facts, draft.revision, draft.dataset)
+        base = climbing.Base(draft.chosen, draft.resolved.experiment.model, draft.facts, draft.revision, draft.dataset)
         return climbing.climb(self.home, base, lambda each: self._meant(self.draft(each), False), shots, show)
 
     def resume(self, run: Run) -> Run:

@@ -33,7 +33,7 @@ def climbed() -> Ladder:
 
 def test_it_says_the_answer_and_every_rung() -> None:
     text = ladder_page.render(climbed())
-    assert '<p class="box-t">prompt tuning</p>' in text and "prompt tuning is enough" in text
+    assert '<p class="box-t">Prompt tuning is enough</p>' in text and "The cheapest rung that is not" in text
     for words in ("1 min 35 s", "5.3 kB", "165.0 kB", "41,000", "180", "4 examples of train", "the best", "0.74 ("):
         assert words in text
     assert "failed: not enough memory" in text and "0.003: 0.75" in text and "0.009: not finite" in text

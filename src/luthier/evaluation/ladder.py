@@ -200,12 +200,16 @@ def _sentence(answer: str, best: str, compared: Mapping[str, Comparison], lead: 
         score = Score(0.0, found.low, found.high, found.n)
         d = digits_of(score, lead.top)
         seen = f"{found.n:,} rows show a difference of {found.smallest:.{d}f} four times in five"
-        return f"{said}. {found.sentence[0].upper()}{found.sentence[1:]}. {seen}"
+        return f"{said}. {_upper(found.sentence)}. {seen}"
     cheaper = [name for name in compared if list(TITLES).index(name) < list(TITLES).index(best)]
     if not cheaper:
         return f"{TITLES[best]} is enough: no rung is better than the cheapest"
     nearest = compared[cheaper[-1]]
-    return f"{TITLES[best]} pays: every cheaper rung is significantly worse. {nearest.sentence}"
+    return f"{TITLES[best]} pays: every cheaper rung is significantly worse. {_upper(nearest.sentence)}"
+
+
+def _upper(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 # ------------------------------------------------------------------------------------------------------------- on disk

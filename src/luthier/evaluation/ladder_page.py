@@ -25,8 +25,10 @@ WIDTH, HEIGHT = 352.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 14.0, 44.0
 _NOTHING = 26.0  # beside the axis: the place of what costs nothing, which a logarithm does not have
 _DOT = 9.0
-_SECONDS = {"1 s": 1, "10 s": 10, "1 min": 60, "10 min": 600, "1 h": 3600, "10 h": 36000, "4 days": 345600}
-_BYTES = {f"{10**k} {unit}": 10**k * 1000**power for power, unit in enumerate(("B", "kB", "MB", "GB")) for k in (0, 2)}
+_SECONDS = {f"{n} {unit}": n * size for unit, size in (("s", 1), ("min", 60), ("h", 3600)) for n in (1, 3, 10, 30)}
+_BYTES = {
+    f"{10**k} {unit}": 10**k * 1000**power for power, unit in enumerate(("B", "kB", "MB", "GB")) for k in range(3)
+}
 _TOKENS = {f"{m * 10**k:,}": m * 10**k for k in range(7) for m in (1, 2, 5)}
 
 
@@ -34,16 +36,20 @@ def render(ladder: Ladder) -> str:
     """The page as text."""
     metric = METRICS.get(ladder.metric)
     title, top = (metric.title, metric.top) if metric else (ladder.metric.replace("_", " "), None)
+    answer, _, reason = ladder.sentence.partition(": ")
     numbered = dict(enumerate((rung for rung in ladder.rungs if rung.state == "done"), 1))
     return _template().render(
         lad=ladder,
         title=title,
         tone="open" if ladder.answer == ladder.rungs[0].name else "good",
-        answer=ladder.rung(ladder.answer).title,
+        answer=answer[0].upper() + answer[1:],
+        reason=reason.strip()[0].upper() + reason.strip()[1:],
         lines=[_line(rung, _number(rung, numbered), ladder, top) for rung in ladder.rungs],
         panels=_panels(numbered, ladder),
         others=_others(ladder),
-        choices=[(rung.title, _trials(rung.choice), rung.choice) for rung in ladder.rungs if rung.choice],
+        choices=[
+            (rung.title, _trials(each), each, duration(each.seconds)) for rung in ladder.rungs if (each := rung.choice)
+        ],
         lower=metric is not None and not metric.higher_is_better,
         version=luthier.__version__,
     )
@@ -75,7 +81,6 @@ class Line:
     score: str
     against: str
     training: str
-    choosing: str
     size: str
     parameters: str
     tokens: str
@@ -91,7 +96,7 @@ def table(ladder: Ladder) -> list[Line]:
 def _line(rung: Rung, number: int | None, ladder: Ladder, top: float | None) -> Line:
     remark = rung.remark if rung.state == "done" else f"{rung.state}: {rung.remark}"
     if rung.state != "done" or not rung.scores:
-        return Line(None, rung.title, "missing", "", "", "", "", "", "", "", remark)
+        return Line(None, rung.title, "missing", "", "", "", "", "", "", remark)
     digits = max(digits_of(other.scores[ladder.metric], top) for other in ladder.rungs if other.scores)
     against = _against(rung, ladder)
     tone = "answer" if rung.name == ladder.answer else "worse" if "worse" in against else "plain"
@@ -103,7 +108,6 @@ def _line(rung: Rung, number: int | None, ladder: Ladder, top: float | None) -> 
         say(rung.scores[ladder.metric], top, digits=digits),
         against,
         duration(rung.seconds) if trained else "none",
-        duration(rung.choice.seconds) if rung.choice and rung.choice.losses else "",
         weight(rung.bytes) if trained else "nothing",
         f"{rung.parameters:,}" if trained else "",
         f"{rung.tokens:,.0f}",
@@ -140,8 +144,8 @@ def weight(count: int) -> str:
     >>> weight(950), weight(43_000), weight(2_600_000)
     ('950 B', '43.0 kB', '2.6 MB')
     """
-    power = min(3, max(0, (len(str(count)) - 1) // 3))
-    return f"{count / 1000**power:.1f} {('B', 'kB', 'MB', 'GB')[power]}" if power else f"{count} B"
+    power = min(len(_UNITS) - 1, max(0, (len(str(count)) - 1) // 3))
+    return f"{count / 1000**power:.1f} {_UNITS[power]}" if power else f"{count} B"
 
 
 def _others(ladder: Ladder) -> list[tuple[str, list[str]]]:
