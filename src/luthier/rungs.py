@@ -7,21 +7,23 @@ order it all happens (`climbing.py`), training (`train/`), which rate or rung wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import disk, redaction, runs, spec
 from luthier.errors import LuthierError
-from luthier.runs import Evaluated, Event, Finished, Noted, Started
+from luthier.runs import Evaluated, Event, Finished, Noted, Started, Stepped
 
 if TYPE_CHECKING:
     from luthier.assessment import Exam
@@ -239,7 +241,6 @@ def choose(folder: Path, task: dict[str, Any], tell: Tell) -> dict[str, Any]:
     from luthier import hardware, workbench
     from luthier.data import gate
     from luthier.data.prepare import load_dataset
-    from luthier.models import methods
 
     experiment, dataset = spec.load(folder / EXPERIMENT), load_dataset(task["dataset"])
     tell(_progress("loading the base"))
@@ -254,18 +255,27 @@ def choose(folder: Path, task: dict[str, Any], tell: Tell) -> dict[str, Any]:
     if not len(bench.validation):
         return {"losses": [], "steps": 0, "seconds": 0.0}
     trainings = [_trial(fit.training, rate, steps) for rate in rates]
-    began, losses = time.monotonic(), dict.fromkeys(range(len(rates)))
-    full = isinstance(experiment.method, spec.Full)
-    for numbers in [[i] for i in range(len(rates))] if full else [list(range(len(rates)))]:
-        if full and numbers != [0]:  # the trial before has changed the base's weights
-            bench = workbench.lay(experiment, dataset)
-        tuned = methods.attach(bench.base, [experiment.method] * len(numbers), [experiment.seed] * len(numbers))
-        for event in _until_judged(_trained(folder, bench, tuned, {i: trainings[i] for i in numbers}, fit.budget)):
-            tell(event)
+    began, losses = time.monotonic(), dict[int, float]()
+    full, every = isinstance(experiment.method, spec.Full), list(range(len(rates)))
+    laid: Bench | None = bench
+    del bench  # full tuning changes the base's weights: each trial loads them anew, when the last one's are gone
+    for numbers in [[number] for number in every] if full else [every]:
+        for event in _until_judged(
+            _trained(folder, laid or workbench.lay(experiment, dataset), {i: trainings[i] for i in numbers}, fit.budget)
+        ):
             if isinstance(event, Evaluated):
-                losses[int(event.run)] = event.scores["loss"]
-    told = [loss if loss is not None and loss < float("inf") else None for loss in losses.values()]
-    return {"losses": told, "steps": steps, "seconds": time.monotonic() - began}
+                losses[int(event.run)] = loss = event.scores["loss"]
+                said = f"{rates[int(event.run)]:g} has validation loss {loss:.4g}"
+                tell(Noted("", event.step, time.time(), "learning rate", said))
+            elif isinstance(event, Started | Stepped) and event.run == str(numbers[0]):  # one stands for all
+                tell(event)
+        laid = None
+    told = [losses.get(number, math.inf) for number in every]
+    return {
+        "losses": [loss if math.isfinite(loss) else None for loss in told],
+        "steps": steps,
+        "seconds": time.monotonic() - began,
+    }
 
 
 def short(training: spec.Training, rows: int) -> int:
@@ -285,36 +295,40 @@ def _trial(training: spec.Training, rate: float, steps: int) -> spec.Training:
 
 
 def _trained(
-    folder: Path, bench: Bench, tuned: Tuned, trainings: dict[int, spec.Training], budget: int
-) -> Iterator[Event]:
+    folder: Path, bench: Bench, trainings: dict[int, spec.Training], budget: int
+) -> Generator[Event, None, None]:
     """The events of trials that ride the same base, in a room that is empty before and gone afterwards; a trial is told
     by its number."""
+    from luthier.models import methods
     from luthier.train.loop import Job, train
 
+    seed, method = bench.experiment.seed, bench.experiment.method
+    tuned = methods.attach(bench.base, [method] * len(trainings), [seed] * len(trainings))
     every = -(-len(bench.validation) // LOOKED_AT)
     judges = [bench.validation[i] for i in range(0, len(bench.validation), every)]
     room, jobs = folder / "trials", []
     shutil.rmtree(room, ignore_errors=True)
     for number, training in trainings.items():
         (room / str(number)).mkdir(parents=True)
-        jobs.append(Job(str(number), training, bench.experiment.seed, bench.train, judges, room / str(number)))
+        jobs.append(Job(str(number), training, seed, bench.train, judges, room / str(number)))
     try:
         yield from train(tuned, jobs, budget=budget)
     finally:
         shutil.rmtree(room, ignore_errors=True)
 
 
-def _until_judged(events: Iterator[Event]) -> Iterator[Event]:
+def _until_judged(events: Generator[Event, None, None]) -> Iterator[Event]:
     """The events up to the last judgement: nobody needs the weights, and those of a whole model fill a disk."""
     going = set()
-    for event in events:
-        yield event
-        if isinstance(event, Started):
-            going.add(event.run)
-        elif isinstance(event, Evaluated | Finished):
-            going.discard(event.run)
-            if not going:
-                return
+    with contextlib.closing(events):
+        for event in events:
+            yield event
+            if isinstance(event, Started):
+                going.add(event.run)
+            elif isinstance(event, Evaluated | Finished):
+                going.discard(event.run)
+                if not going:
+                    return
 
 
 def _progress(message: str) -> Noted:

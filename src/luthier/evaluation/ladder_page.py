@@ -26,9 +26,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 14.0, 44.0
 _NOTHING = 26.0  # beside the axis: the place of what costs nothing, which a logarithm does not have
 _DOT = 9.0
 _SECONDS = {f"{n} {unit}": n * size for unit, size in (("s", 1), ("min", 60), ("h", 3600)) for n in (1, 3, 10, 30)}
-_BYTES = {
-    f"{10**k} {unit}": 10**k * 1000**power for power, unit in enumerate(("B", "kB", "MB", "GB")) for k in range(3)
-}
+_UNITS = ("B", "kB", "MB", "GB")
+_BYTES = {f"{10**k} {unit}": 10**k * 1000**power for power, unit in enumerate(_UNITS) for k in range(3)}
 _TOKENS = {f"{m * 10**k:,}": m * 10**k for k in range(7) for m in (1, 2, 5)}
 
 
