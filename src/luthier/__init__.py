@@ -16,6 +16,7 @@ _HOMES = {
     " integers log_uniform uniform",
     "luthier.runs": "Event Plan Run Score",
     "luthier.studio": "Studio compare evaluate generate plan prepare publish",
+    "luthier.cli.climbed": "ladder",
     "luthier.cli.progress": "tune",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -1,5 +1,6 @@
 """The public names for type checkers and editors; `__init__.py` finds them at run time, a test keeps both the same."""
 
+from luthier.cli.climbed import ladder as ladder
 from luthier.cli.progress import tune as tune
 from luthier.errors import DataError as DataError
 from luthier.errors import LuthierError as LuthierError

@@ -73,6 +73,21 @@ def start(run: runs.Run, waiting: Waiting | None = None) -> runs.Run:
     return runs.load(run.path)
 
 
+def beside(command: list[str], home: Path, model: str) -> Waiting:
+    """A process for a piece of work that is no run: `python -m COMMAND`, what it says in a pipe, errors included.
+
+    Its standard input stays open as long as this process lives: so it can tell that nobody waits for it any more.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=settings.environment(home) | redaction.inherited() | _tokens(model),
+    )
+
+
 def _fresh(run: runs.Run) -> Waiting:
     """A new worker on `run`."""
     environment = _environment(run)
@@ -85,7 +100,7 @@ def _told(waiting: Waiting, run: runs.Run) -> Waiting | None:
     assert waiting.stdin is not None
     try:
         with waiting.stdin as line:
-            line.write(json.dumps({"run": str(run.path), "environment": _tokens(run)}).encode() + b"\n")
+            line.write(json.dumps({"run": str(run.path), "environment": _tokens(run.facts["model"])}).encode() + b"\n")
     except BrokenPipeError:
         return None
     return waiting
@@ -111,11 +126,11 @@ def _command(path: Path, cards: int) -> list[str]:
 
 def _environment(run: runs.Run) -> dict[str, str]:
     """The home's settings, what `redaction` lets pass, and the Hub's token if the base comes from the Hub."""
-    return settings.environment(run.path.parents[1]) | redaction.inherited() | _tokens(run)
+    return settings.environment(run.path.parents[1]) | redaction.inherited() | _tokens(run.facts["model"])
 
 
-def _tokens(run: runs.Run) -> dict[str, str]:
-    local = Path(str(run.facts["model"])).is_dir()
+def _tokens(model: str) -> dict[str, str]:
+    local = Path(model).is_dir()
     return {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ and not local}
 
 

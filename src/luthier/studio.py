@@ -19,9 +19,11 @@ from luthier.errors import LuthierError, NotFound, SpecError, TrainingError, her
 from luthier.runs import Event, Plan, Run
 
 if TYPE_CHECKING:
+    from luthier.climbing import Show
     from luthier.data.lengths import LengthAdvice
     from luthier.data.prepare import Dataset
     from luthier.data.seen import Seen
+    from luthier.evaluation.ladder import Ladder
     from luthier.evaluation.report import Comparison, Report
     from luthier.evaluation.seeds import Seeds
     from luthier.publishing import Published
@@ -170,6 +172,14 @@ class Studio:
             "luthier": luthier.__version__,
         } | ({"regression": draft.regression.fingerprint} if draft.regression else {})
         return runs.create(self.home, draft.name, draft.fingerprint, files, facts)
+
+    def ladder(self, experiment: Described, shots: int | None = None, show: Show | None = None) -> Ladder:
+        """The cheapest way to use the base that is enough; see `climbing.climb`. Raises what `tune` does."""
+        from luthier import climbing
+
+        draft = self.draft(experiment)
+        base = climbing.Base(draft.chosen, draft.resolved.experiment.model, draft.facts, draft.revision, draft.dataset)
+        return climbing.climb(self.home, base, lambda each: self._meant(self.draft(each), False), shots, show)
 
     def resume(self, run: Run) -> Run:
         """Continue an unfinished run, or find the worker it has; a run that is done is given back as it is."""

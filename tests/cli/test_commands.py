@@ -29,6 +29,7 @@ OWN_FLAGS = {
     "look": {"--row", "--worst", "--html", "--set", "--json"},
     "plan": {"--set", "--measure", "--json"},
     "tune": {"--set", "--accept", "--new", "--seeds", "--json"},
+    "ladder": {"--set", "--shots", "--json"},
     "stop": set(),
     "resume": {"--json"},
     "watch": {"--json"},

@@ -24,7 +24,7 @@ YOUR_INPUT, IT_FAILED = 2, 1
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Begin": (commands.demo, commands.init, commands.convert, commands.doctor, commands.schema),
     "Look before you tune": (commands.prepare, commands.look, commands.plan),
-    "Tune": (commands.tune, commands.stop, commands.resume, commands.watch),
+    "Tune": (commands.tune, commands.ladder, commands.stop, commands.resume, commands.watch),
     "What came of it": (commands.runs, commands.show, commands.evaluate, commands.compare, commands.generate),
     "Pass it on": (commands.publish,),
 }

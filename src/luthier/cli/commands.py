@@ -264,6 +264,30 @@ def _tell_seeds(here: Studio, trained: list[Run], as_json: bool) -> None:
         screen.line(found[0].sentence)
 
 
+def ladder(
+    file: File = EXPERIMENT,
+    sets: Set = NOTHING,
+    shots: Annotated[int | None, typer.Option(help="Examples before a few-shot question.", metavar="K")] = None,
+    as_json: Json = False,
+) -> None:
+    """From the bare base to full tuning: the cheapest way that is enough. The same command again goes on."""
+    from luthier.cli import climbed
+
+    here, experiment = _studio(), _experiment(file, sets)
+    try:
+        found = climbed.climb(here, experiment, shots)
+    except KeyboardInterrupt:
+        raise typer.Exit(1) from None
+    if as_json:
+        screen.as_json(found)
+        return
+    screen.table([name.format(found.metric.replace("_", " ")) for name in climbed.COLUMNS], climbed.rows(found))
+    for note in found.notes:
+        screen.say(f"note: {note}")
+    screen.say(f"page: {here.home / 'ladders' / found.name / 'ladder.html'}")
+    screen.line(found.sentence)
+
+
 def stop(run: Word) -> None:
     """Ask a run to save and end; `luthier resume` continues it."""
     here = _studio()

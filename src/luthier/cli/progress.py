@@ -142,7 +142,7 @@ def draw(events: Iterable[Event], console: Console, as_json: Callable[[str], Non
 def carry(studio: Studio, run: Run, as_json: Callable[[str], None] | None = None) -> Run:
     """Follow `run` to its rest and give it as it is then. On Ctrl-C or SIGTERM it is asked to save before all ends."""
     console = Console(stderr=True, highlight=False)
-    with _ending_as_interrupt():
+    with ending_as_interrupt():
         try:
             draw(studio.watch(run), console, as_json)
         except KeyboardInterrupt:
@@ -154,7 +154,7 @@ def carry(studio: Studio, run: Run, as_json: Callable[[str], None] | None = None
 
 
 @contextlib.contextmanager
-def _ending_as_interrupt() -> Iterator[None]:
+def ending_as_interrupt() -> Iterator[None]:
     """SIGTERM means what Ctrl-C means; only the main thread hears signals."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
