@@ -10,17 +10,18 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from luthier import presets, runs, spec, workbench
 from luthier.data import gate
 from luthier.data.encode import Rules
 from luthier.data.examples import Example, content_id
 from luthier.data.prepare import Dataset, prepare
-from luthier.errors import ModelError
-from luthier.evaluation import ask, curves, metrics, predictions, report_page
+from luthier.errors import ModelError, SpecError
+from luthier.evaluation import ask, curves, endpoint, metrics, predictions, report_page, served
+from luthier.evaluation import judge as judging
 from luthier.evaluation.predictions import Answer, Answerer, Question
-from luthier.evaluation.report import Report, Subject, make, write_json
+from luthier.evaluation.report import Report, Subject, make, read_json, write_json
 from luthier.models import facts
 from luthier.models.base import Base
 from luthier.models.methods import Tuned
@@ -29,6 +30,7 @@ from luthier.spec.parameters import RepairStep
 
 TOGETHER = 64  # rows asked between two looks at the clock and at whether to stop
 
+Found = judging.Found | None
 Heard = Callable[[int], None]  # told how many rows were answered; may raise to end the work
 
 
@@ -133,17 +135,41 @@ def as_given(rows: Sequence[predictions.Row], side: str) -> Answerer:
     ]
 
 
-def conclude(run: Run, exam: Exam, rows: Sequence[predictions.Row], against: str, folder: Path) -> Report:
-    """Score the answers, write report.json and report.html to `folder`, give the report."""
+def judged(
+    wishes: spec.Judge | None, exam: Exam, rows: Sequence[predictions.Row], folder: Path, heard: Heard
+) -> tuple[Exam, list[predictions.Row], Found]:
+    """The rows with what the judge says of them, and the exam with its metric; as they were where nobody judges."""
+    if wishes is None or not rows:
+        return exam, list(rows), None
+    if not exam.how.generate:
+        said = "plain text has no answers: there is nothing for a judge"
+        return dataclasses.replace(exam, notes=(*exam.notes, said)), list(rows), None
+    found = judging.judge(rows, wishes, folder, heard)
+    asked = [found.metric if each.name == judging.NAME else each for each in exam.metrics]
+    asked += [] if found.metric in asked else [found.metric]
+    return dataclasses.replace(exam, metrics=tuple(asked), notes=(*exam.notes, *found.notes)), found.rows, found
+
+
+def _made(subject: Subject, exam: Exam, rows: Sequence[predictions.Row], fit: str | None, found: Found) -> Report:
+    told = make(subject, rows, exam.metrics, fit, exam.notes)
+    return (
+        told if found is None else dataclasses.replace(told, judge=found.judged.scored(told.scores.get(judging.NAME)))
+    )
+
+
+def conclude(
+    run: Run, exam: Exam, rows: Sequence[predictions.Row], against: str, folder: Path, found: Found = None
+) -> Report:
+    """Score the answers, write report.json and report.html to `folder`, give the report. `found`: what a judge said."""
     experiment = workbench.experiment_of(run)
     curve = curves.from_events(runs.read_events(run.path))
     subject = _subject(run.id, experiment, exam, run.facts["dataset"], run.facts["task"])
     subject = dataclasses.replace(subject, name=run.name, against=against)
-    told = make(subject, rows, exam.metrics, curves.overfitting(curve), exam.notes)
+    told = _made(subject, exam, rows, curves.overfitting(curve), found)
     write_json(told, folder / "report.json")
     origins = json.loads((run.path / "origins.json").read_text(encoding="utf-8"))
     settings = [(path, value, origins.get(path, "")) for path, value in spec.leaves(experiment).items()]
-    report_page.write_html(told, rows, folder / "report.html", curve, settings)
+    report_page.write_html(told, rows, folder / "report.html", curve, settings, exam.metrics)
     return told
 
 
@@ -162,9 +188,34 @@ def _subject(run: str, experiment: spec.Experiment, exam: Exam, dataset: str, ta
     )
 
 
-def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Report:
+def of_test(run: Run, wishes: Sequence[str], heard: Heard = lambda count: None) -> Report:
+    """The run's answers to its own test once more, scored as `wishes` say; no model is loaded."""
+    experiment, before = _wished(run, wishes), read_json(run.path / "report.json")
+    rows = predictions.read(run.path / "predictions.jsonl")
+    names = experiment.evaluation.metrics or [name for name in before.scores if name != judging.NAME]
+    how, rules = ask.How(generate=any(row.sides["tuned"].answer for row in rows)), Rules("", run.facts["task"])
+    asked = Exam((), tuple(metrics.by_name(names)), how, rules, before.subject.split, len(rows), before.notes)
+    folder = run.path / "evaluations" / "test"
+    folder.mkdir(parents=True, exist_ok=True)
+    asked, rows, found = judged(experiment.evaluation.judge, asked, rows, folder, heard)
+    return conclude(run, asked, rows, before.subject.against, folder, found)
+
+
+def _wished(run: Run, wishes: Sequence[str]) -> spec.Experiment:
+    """What the run was described as, with other wishes for its evaluation. Raises SpecError."""
+    for wish in wishes:
+        if not wish.startswith("evaluation."):
+            hint = "what was learned is learned; `evaluation.…` may change"
+            raise SpecError("a run can only be scored otherwise", f"--set {wish}", hint)
+    experiment = spec.load(run.path / "resolved.yaml", wishes)
+    if experiment.evaluation.judge is not None:
+        judging.require(experiment.evaluation.judge, experiment.evaluation.compare_base)
+    return experiment
+
+
+def of_run(run: Run, data: str | Path, wishes: Sequence[str] = (), heard: Heard = lambda count: None) -> Report:
     """The run's tuned model, and its base beside it, on the rows of `data`; answers stand in the run's folder."""
-    experiment, own = workbench.experiment_of(run), workbench.dataset_of(run)
+    experiment, own = _wished(run, wishes), workbench.dataset_of(run)
     dataset = _rows(data, experiment.data, own, run.path.parents[1])
     tuned = workbench.open_run(run)
     rules = workbench.rules_of(experiment, own, tuned.base)
@@ -181,7 +232,8 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
     folder = run.path / "evaluations" / dataset.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     rows = answers(asked, sides, folder / "predictions.jsonl", run.fingerprint, heard)
-    return conclude(run, asked, rows, against, folder)
+    asked, rows, found = judged(experiment.evaluation.judge, asked, rows, folder, heard)
+    return conclude(run, asked, rows, against, folder, found)
 
 
 def _learned_from(exam: Exam, own: Dataset) -> tuple[str, ...]:
@@ -193,10 +245,21 @@ def _learned_from(exam: Exam, own: Dataset) -> tuple[str, ...]:
     return (f"{count:,} of these {len(exam.questions):,} rows were trained on: on them a score is memory, not skill",)
 
 
-def of_base(name: str, data: str | Path, home: Path, heard: Heard = lambda count: None) -> Report:
-    """A base as it is, by name, on the rows of `data`; answers stand under `home`/evaluations."""
-    given = spec.Experiment(model=spec.Model(name=name), data=spec.Data(train=str(data)))
-    dataset = _rows(data, given.data, None, home)
+def of_base(
+    subject: str | spec.Experiment,
+    data: str | Path,
+    home: Path,
+    wishes: Sequence[str] = (),
+    heard: Heard = lambda count: None,
+) -> Report:
+    """A base as it is, by name or of an experiment, on the rows of `data`; answers stand under `home`/evaluations."""
+    if isinstance(subject, str):
+        subject = spec.from_mapping({"model": subject, "data": str(data)})
+    given = spec.changed(subject, wishes)
+    name, dataset = given.model.name, _rows(data, given.data, None, home)
+    _may_be_judged(given)
+    if served.model_of(name):
+        return _of_endpoint(given, data, dataset, home, heard)
     known = facts.inspect(name)
     if known.family == "encoder":
         raise ModelError(f"`{name}` is an encoder: it has no trained head before tuning", hint="evaluate a run of it")
@@ -211,11 +274,60 @@ def of_base(name: str, data: str | Path, home: Path, heard: Heard = lambda count
     folder.mkdir(parents=True, exist_ok=True)
     sides = {"tuned": ask.by_model(tuned, None, rules, asked.how)}
     rows = answers(asked, sides, folder / "predictions.jsonl", content_id([tuned.base.weights, experiment.seed]), heard)
+    return _told_alone(experiment, asked, rows, dataset, folder, heard)
+
+
+def _may_be_judged(given: spec.Experiment) -> None:
+    wishes = given.evaluation.judge
+    if wishes is not None:
+        judging.require(wishes)
+        if wishes.mode == "pairwise":
+            raise SpecError("a base alone has nobody to be compared with", hint="`evaluation.judge.mode: reference`")
+
+
+def _told_alone(
+    experiment: spec.Experiment,
+    asked: Exam,
+    rows: Sequence[predictions.Row],
+    dataset: Dataset,
+    folder: Path,
+    heard: Heard,
+) -> Report:
+    """The report of a model that stands alone, on disk and given."""
+    asked, judged_rows, found = judged(experiment.evaluation.judge, asked, rows, folder, heard)
     subject = _subject("", experiment, asked, dataset.fingerprint, dataset.task)
-    told = make(dataclasses.replace(subject, name=name, method="none"), rows, asked.metrics, None, asked.notes)
+    subject = dataclasses.replace(subject, name=experiment.model.name, method="none")
+    told = _made(subject, asked, judged_rows, None, found)
     told = dataclasses.replace(told, verdict=told.verdict.replace(": tuned ", ": ", 1))
     write_json(told, folder / "report.json")
     return told
+
+
+def _of_endpoint(given: spec.Experiment, data: str | Path, dataset: Dataset, home: Path, heard: Heard) -> Report:
+    """A model behind an endpoint; a row that it did not answer is left out and said, and asked again next time."""
+    model, wishes = given.model, given.evaluation
+    endpoint.require(model.base_url, f"`{model.name}`")
+    examples = dataset.examples("train")
+    drawn = {example.id: example for example in _drawn(examples, wishes.limit, given.seed)}.values()
+    every = [served.question(example) for example in drawn]
+    chats = [(one, served.messages(one.example, given.data.template, dataset.labels)) for one in every]
+    body: dict[str, Any] = {"temperature": wishes.temperature}
+    body |= {"max_tokens": wishes.max_new_tokens} if wishes.max_new_tokens else {}
+    folder = home / "evaluations" / content_id([model.name, model.base_url, dataset.fingerprint])
+    folder.mkdir(parents=True, exist_ok=True)
+    asking = endpoint.Endpoint(served.model_of(model.name) or "", model.base_url)
+    said, notes = served.answer(asking, chats, body, folder / "replies.jsonl", heard)
+    if not said:
+        raise ModelError("no row was answered", model.base_url, notes[-1])
+    answered = tuple(one for one in every if one.example.id in said)
+    names = wishes.metrics or served.metrics_for(dataset.task, every, dataset.labels)
+    how = ask.How(wishes.max_new_tokens or 0, wishes.temperature, given.seed)
+    rules = Rules("causal", dataset.task, labels=dataset.labels)
+    asked = Exam(answered, tuple(metrics.by_name(names)), how, rules, str(data), len(examples), notes)
+    key = content_id([model.name, model.base_url, body, [said[one.example.id].text for one in answered]])
+    sides = {"tuned": served.as_given(said)}
+    rows = predictions.collect(answered, sides, asked.metrics, folder / "predictions.jsonl", key)
+    return _told_alone(given, asked, rows, dataset, folder, heard)
 
 
 def _rows(data: str | Path, like: spec.Data, own: Dataset | None, home: Path) -> Dataset:

@@ -24,6 +24,7 @@ from luthier import hardware, ownership, redaction, runs, settings
 from luthier.errors import TrainingError
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
+_JUDGE_TOKENS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
 
 Waiting = subprocess.Popen[bytes]
@@ -110,13 +111,15 @@ def _command(path: Path, cards: int) -> list[str]:
 
 
 def _environment(run: runs.Run) -> dict[str, str]:
-    """The home's settings, what `redaction` lets pass, and the Hub's token if the base comes from the Hub."""
+    """The home's settings, what `redaction` lets pass, and the tokens the run has a use for."""
     return settings.environment(run.path.parents[1]) | redaction.inherited() | _tokens(run)
 
 
 def _tokens(run: runs.Run) -> dict[str, str]:
-    local = Path(str(run.facts["model"])).is_dir()
-    return {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ and not local}
+    """The Hub's if the base comes from the Hub, the judge's if the answers are judged."""
+    wanted: tuple[str, ...] = () if Path(str(run.facts["model"])).is_dir() else _HUB_TOKENS
+    wanted += _JUDGE_TOKENS if run.facts.get("judge") else ()
+    return {name: os.environ[name] for name in wanted if name in os.environ}
 
 
 def stop(run: runs.Run, grace_seconds: float = 30.0) -> runs.Run:

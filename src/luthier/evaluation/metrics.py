@@ -31,6 +31,7 @@ class Prediction:
 
     `probabilities` by class name, empty where there are no classes. `nll` is the negative log-likelihood (nats) of the
     reference's `tokens` tokens given the prompt, None where it was not computed. `columns` are the row's own columns.
+    `judged`: what a judge's verdict is worth, None without one; `rationale`: its words.
     """
 
     id: str
@@ -43,6 +44,8 @@ class Prediction:
     nll: float | None = None
     tokens: int = 0
     columns: Mapping[str, Any] = field(default_factory=dict)
+    judged: float | None = None
+    rationale: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,5 +352,6 @@ _ALL = (
         rule="answer and reference give the same rows in sqlite, in order if the reference sorts",
     ),
     Metric("json_valid", "valid JSON", "share", _is_json, rule="the whole answer parses as JSON (RFC 8259)"),
+    Metric("judge", "judge", "mean", lambda p: p.judged, top=None, rule="what a model says of it (`evaluation.judge`)"),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -13,11 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from luthier import disk
 from luthier.errors import DataError
 from luthier.evaluation import statistics
 from luthier.evaluation.metrics import Measured, Metric, Prediction, measure, weighted
 from luthier.evaluation.predictions import Row, side
+from luthier.evaluation.verdicts import Judged
 from luthier.runs import Score
 
 LEVEL = 0.05  # a difference is said to be there if chance alone would show it in fewer than 5 % of such tests
@@ -77,6 +80,7 @@ class Report:
     notes: tuple[str, ...] = ()
     samples_path: str = "predictions.jsonl"
     rules: dict[str, str] = field(default_factory=dict)
+    judge: Judged | None = None
 
 
 def make(
@@ -282,16 +286,5 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def read_json(path: Path) -> Report:
-    """A report as `write_json` left it."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Report(
-        Subject(**content["subject"]),
-        {name: Score(**score) for name, score in content["scores"].items()},
-        {name: Score(**score) for name, score in content["base_scores"].items()},
-        {name: Comparison(**compared) for name, compared in content["comparisons"].items()},
-        content["verdict"],
-        content["fit"],
-        tuple(content["notes"]),
-        content["samples_path"],
-        content["rules"],
-    )
+    """A report as `write_json` left it; what an older one did not know has its default."""
+    return TypeAdapter(Report).validate_python(json.loads(path.read_text(encoding="utf-8")))

@@ -20,8 +20,9 @@ from luthier.spec import text, wording
 from luthier.spec.parameters import Experiment
 from luthier.spec.values import ROWS, Advice, Part, known_paths, sections
 
+_TABLES = (("data", "columns"), ("data", "labels"), ("search", "space"))
 _SPLITS = ("data.train", "data.validation", "data.test")
-_PLACES = {"name", "data.encoding", *_SPLITS}
+_PLACES = {"name", "data.encoding", "evaluation.judge.labelled", *_SPLITS}
 """Where things lie and how they are written there, not what is learned."""
 
 
@@ -33,16 +34,25 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     path = Path(path)
     written = text.read(text.read_text(path), str(path))
-    shorthands = {kind.root: kind.shorthand for kind in sections() if kind.shorthand}
-    written = text.override(
-        written, overrides, shorthands, [("data", "columns"), ("data", "labels"), ("search", "space")], _holds_text
-    )
-    experiment = _validated(_beside(written.values, shorthands, path.parent), written.place)
+    written = text.override(written, overrides, _shorthands(), _TABLES, _holds_text)
+    experiment = _validated(_beside(written.values, _shorthands(), path.parent), written.place)
     if experiment.name is None:
         name = re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-")[:64] or "experiment"
         fields = dict(experiment) | {"name": name}
         experiment = Experiment.model_construct(experiment.model_fields_set - {"name"}, **fields)
     return experiment
+
+
+def changed(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with `overrides` ("evaluation.limit=100", the value YAML) laid over it. Raises SpecError."""
+    if not overrides:
+        return experiment
+    written = text.override(text.read(dump(experiment), ""), overrides, _shorthands(), _TABLES, _holds_text)
+    return _validated(written.values, written.place)
+
+
+def _shorthands() -> dict[tuple[str, ...], str]:
+    return {kind.root: kind.shorthand for kind in sections() if kind.shorthand}
 
 
 def _holds_text(path: tuple[str, ...]) -> bool:
@@ -80,6 +90,11 @@ def _beside(values: dict[str, Any], shorthands: Mapping[tuple[str, ...], str], f
         for key in ("name", "train", "validation", "test", "chat_template"):
             if isinstance(part.get(key), str) and part[key]:
                 part[key] = _found(part[key], key == "chat_template", folder)
+    evaluation = values.get("evaluation")
+    judge = evaluation.get("judge") if isinstance(evaluation, dict) else None
+    if isinstance(evaluation, dict) and isinstance(judge, dict) and isinstance(judge.get("labelled"), str):
+        labelled = _found(judge["labelled"], False, folder) if judge["labelled"] else ""
+        values["evaluation"] = evaluation | {"judge": judge | {"labelled": labelled}}
     return values
 
 
