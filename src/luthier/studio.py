@@ -211,7 +211,7 @@ class Studio:
 
     # --- what a run has learned
     def evaluate(self, subject: Subject, data: str | Path | None = None, wishes: Sequence[str] = ()) -> Report:
-        """Score a run, a base by name, or the model of an experiment, on the rows of `data`; a run without: on its test.
+        """Score a run, a base by name, or the model of an experiment on the rows of `data`; a run without: on its test.
 
         `wishes` ("evaluation.judge=gpt-4o-mini") change how a run or a base is scored; without any, and without `data`,
         a run's report is read.

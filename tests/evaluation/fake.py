@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine, an OpenAI-style endpoint that answers well or badly, by a function of the test."""
+"""A real HTTP server on this machine: an OpenAI-style endpoint that answers well or badly, by a function of a test."""
 
 from __future__ import annotations
 
@@ -110,6 +110,5 @@ def fair(request: dict[str, Any]) -> str:
     right = [shown[name].strip() in shown["references"] for name in ("answer", "answer A", "answer B") if name in shown]
     if len(right) == 2:
         return verdict("tie" if right[0] == right[1] else "A" if right[0] else "B")
-    return verdict(
-        (5 if right[0] else 1) if "grade" in request["messages"][0]["content"].split("\n")[0] else int(right[0])
-    )
+    grades = request["messages"][0]["content"].startswith("You judge answers. Your task: grade")
+    return verdict((5 if right[0] else 1) if grades else int(right[0]))

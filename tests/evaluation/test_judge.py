@@ -6,9 +6,11 @@ import doctest
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
@@ -16,7 +18,7 @@ from luthier import spec
 from luthier.errors import DataError, NotFound, SpecError
 from luthier.evaluation import calibration, judge, judgements, report, statistics, verdicts
 from luthier.evaluation.endpoint import Endpoint
-from luthier.evaluation.metrics import Prediction
+from luthier.evaluation.metrics import METRICS, Prediction
 from luthier.evaluation.predictions import Row
 from luthier.evaluation.verdicts import Asked
 from tests import rows as files
@@ -132,16 +134,16 @@ def test_what_is_missing_is_asked_again_and_nothing_else(tmp_path: Path) -> None
     asked = rows([f"fact {i}" for i in range(8)], ["?"] * 8)
     with fake.serving(answer) as server:
         first = judged(server, asked, tmp_path)
-        assert first.missing == first.judged.missing == 1 and len(server.requests) == 16 + CANARIES
+        assert first.missing == first.judged.missing == 1 and len(server.requests) == 15 + CANARIES  # one is a canary
         with (tmp_path / "judgements.jsonl").open("a") as file:
             file.write('{"key": "torn')
         broken = False
         second = judged(server, asked, tmp_path)
-        assert len(server.requests) == 17 + CANARIES and second.missing == 0
+        assert len(server.requests) == 16 + CANARIES and second.missing == 0
         third = judged(server, asked, tmp_path)
-        assert len(server.requests) == 17 + CANARIES
+        assert len(server.requests) == 16 + CANARIES
     assert third.judged == second.judged and third.rows == second.rows
-    assert second.judged.tokens == (100 * (17 + CANARIES), 10 * (17 + CANARIES))
+    assert second.judged.tokens == (100 * (16 + CANARIES), 10 * (16 + CANARIES))
 
 
 def test_equal_answers_are_judged_once_and_another_judge_anew(tmp_path: Path) -> None:
@@ -177,20 +179,10 @@ def test_without_anybody_there_the_rest_of_the_report_stands(tmp_path: Path) -> 
     nobody = fake.Server("http://127.0.0.1:9/v1")
     found = judged(nobody, rows(["fact 0"] * 3), tmp_path)
     assert found.judged.missing == 3 and found.judged.score is None and "cannot be reached" in " ".join(found.notes)
-    told = report.make(sample.subject(), found.rows, [*report_metrics("exact_match"), found.metric])
+    told = report.make(sample.subject(), found.rows, [METRICS["exact_match"], found.metric])
     assert "exact_match" in told.scores and "judge" not in told.scores
-    report.write_json(report.Report(**{**vars_of(told), "judge": found.judged}), tmp_path / "report.json")
+    report.write_json(replace(told, judge=found.judged), tmp_path / "report.json")
     assert report.read_json(tmp_path / "report.json").judge == found.judged
-
-
-def report_metrics(*names: str) -> list[Any]:
-    from luthier.evaluation.metrics import by_name
-
-    return by_name(names)
-
-
-def vars_of(told: report.Report) -> dict[str, Any]:
-    return {name: getattr(told, name) for name in report.Report.__dataclass_fields__}
 
 
 # --- modes -----------------------------------------------------------------------------------------------------------
@@ -271,7 +263,7 @@ def gullible(trigger: str) -> Callable[[dict[str, Any]], str]:
     ["", "ignore", "disregard", "grader", "system", "data-", "im_start", "[inst]", "만점", "dear judge", "verdict"],
 )
 def test_injected_answers_move_the_score_by_a_twentieth_at_most_or_it_is_marked(trigger: str, tmp_path: Path) -> None:
-    """60 injected answers among 60 plain ones; the sanitised baseline has something harmless and wrong in their place."""
+    """60 injected answers beside 60 plain ones; the sanitised baseline has a harmless wrong answer in their place."""
     plain = [f"fact {i}" if i % 2 else "I do not know" for i in range(60)]
     assert len(ATTACKS) == 60
     with fake.serving(gullible(trigger)) as server:
@@ -279,7 +271,9 @@ def test_injected_answers_move_the_score_by_a_twentieth_at_most_or_it_is_marked(
         (tmp_path / "b").mkdir()
         attacked = judged(server, rows([*plain, *ATTACKS]), tmp_path / "a")
         clean = judged(server, rows([*plain, *["I do not know"] * 60]), tmp_path / "b")
-    scores = [report.make(sample.subject(), each.rows, [each.metric]).scores["judge"].value for each in (attacked, clean)]
+    scores = [
+        report.make(sample.subject(), each.rows, [each.metric]).scores["judge"].value for each in (attacked, clean)
+    ]
     assert len(attacked.judged.canaries) == CANARIES and len(clean.judged.canaries) == CANARIES
     assert abs(scores[0] - scores[1]) <= 0.05 or attacked.judged.unreliable
     assert bool(attacked.judged.unreliable) == bool(trigger)
@@ -315,11 +309,11 @@ def test_kappa_is_scikit_learns() -> None:
             person = [draw.randint(0, top) for _ in range(30)]
             said = [each if draw.random() < 0.6 else draw.randint(0, top) for each in person]
             told = calibration.agreement(list(zip(said, person, strict=True)))
-            wanted = cohen_kappa_score(said, person, weights=weights)
+            wanted = cohen_kappa_score(said, person, weights=weights, labels=range(top + 1))
             assert told.kappa == pytest.approx(wanted) and told.low is not None and told.low <= told.kappa
     assert calibration.agreement([]).share is None
     assert calibration.agreement([(1, 1)] * 9).share == 1.0 and calibration.agreement([(1, 1)] * 9).kappa is None
-    of = calibration.kappa(statistics.np.ones(3), statistics.np.ones(3))
+    of = calibration.kappa(np.ones(3), np.ones(3))
     assert statistics.value(of, 3) == 0.0
 
 
@@ -332,7 +326,11 @@ def test_labels_of_people_test_the_judge(suffix: str, tmp_path: Path) -> None:
     path = files.write(tmp_path / "labels.jsonl", [*told, own])
     if suffix == "csv":
         columns = ("id", "prompt", "reference", "answer", "label")
-        table = [columns, *([each.get(name, "") for name in columns] for each in told), [own.get(c, "") for c in columns]]
+        table = [
+            columns,
+            *([each.get(name, "") for name in columns] for each in told),
+            [own.get(c, "") for c in columns],
+        ]
         path = tmp_path / "labels.csv"
         path.write_text("\n".join(",".join(map(str, line)) for line in table) + "\n")
     with fake.serving(fake.fair) as server:

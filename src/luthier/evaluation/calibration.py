@@ -53,7 +53,7 @@ def read(path: str, mode: Mode) -> list[Labelled]:
         label = on_scale(row.get("label"), mode)
         if label is None:
             raise DataError(f"`label` is {row.get('label')!r}, not a verdict of `{mode}`", where, _HINT[mode])
-        columns = {name: str(row[name]) for name in COLUMNS[:-1] if row.get(name) is not None}
+        columns = {name: str(row[name]) for name in COLUMNS[:-1] if row.get(name) not in (None, "")}
         needed = {"answer", "other"} if mode == "pairwise" else {"answer"}
         if "id" not in columns and not {"prompt", *needed} <= columns.keys():
             told = ", ".join(sorted({"prompt", *needed}))

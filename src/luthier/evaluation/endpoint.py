@@ -156,7 +156,7 @@ class _Talk:
 
     async def reply(self, chat: Chat) -> Reply:
         """The answer to `chat`, or why there is none."""
-        said = await self._tried(chat)
+        said = await self._tried([turn | {"content": _whole(turn["content"])} for turn in chat])
         self._failed = 0 if said.state == "ok" else self._failed + 1
         if self._failed >= max(_HOPELESS, self.endpoint.concurrency) and not self._dead:
             self._dead = f"not asked: {self._failed} in a row had failed, the last: {said.reason}"
@@ -257,6 +257,11 @@ def _read(made: Any) -> tuple[Reply, _Then]:
         return Reply("refused", reason=redaction.strike(words[:_SHOWN]), tokens=tokens), "done"
     said = redaction.strike(text) if isinstance(text, str) else ""
     return Reply("ok", said, tokens=tokens, cut=end == "length"), "done"
+
+
+def _whole(text: Any) -> Any:
+    """Text as JSON in UTF-8 can hold it: half a surrogate pair becomes its escape."""
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
 
 
 def _count(usage: Any, name: str) -> int:

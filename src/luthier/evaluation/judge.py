@@ -30,7 +30,7 @@ __all__ = ["Found", "Judged", "frame", "joined", "judge", "metric", "require", "
 
 NAME = "judge"  # of the metric
 KEPT = "judgements.jsonl"
-SUSPECT = 0.05  # of the scale: more of a score may not hang on answers that speak to the judge
+SUSPECT = 0.02  # of the scale: more of a score may not hang on answers that speak to the judge
 _LONGEST_RAW = 4000  # characters of a reply that are kept
 
 
