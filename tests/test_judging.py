@@ -76,7 +76,7 @@ def test_a_run_ends_with_what_the_judge_says(studio: Studio, experiment: Experim
 def test_the_judge_may_lead_and_two_judged_runs_compare(studio: Studio, experiment: Experiments) -> None:
     with fake.serving(fake.fair) as server:
         wishes = wish(server.url, mode="rubric") | {"metrics": ["judge", "accuracy"]}
-        one, two = (studio.tune(experiment(evaluation=wishes, seed=seed)) for seed in (0, 1))
+        one, two = (studio.tune(experiment(evaluation=wishes, method={"rank": rank})) for rank in (2, 4))
     assert report(one).verdict.startswith("judge (fake): tuned ")
     assert next(iter(report(one).scores)) == "judge" and report(one).scores["judge"].value >= 1
     found = studio.compare([one, two])
@@ -273,4 +273,4 @@ def test_what_such_a_model_cannot_do_is_said(
     lost = luthier("evaluate", "openai:some", "--data", "pears.jsonl", "--base-url", "http://127.0.0.1:9/v1")
     assert lost.code == 2 and "did you mean" in lost.err
     nobody = luthier("evaluate", "openai:some", "--data", "pairs.jsonl", "--base-url", "http://127.0.0.1:9/v1")
-    assert nobody.code == 1 and "no row was answered" in nobody.err and "cannot be reached" in nobody.err
+    assert nobody.code == 2 and "no row was answered" in nobody.err and "cannot be reached" in nobody.err

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -194,9 +195,12 @@ def of_test(run: Run, wishes: Sequence[str], heard: Heard = lambda count: None) 
     rows = predictions.read(run.path / "predictions.jsonl")
     names = experiment.evaluation.metrics or [name for name in before.scores if name != judging.NAME]
     how, rules = ask.How(generate=any(row.sides["tuned"].answer for row in rows)), Rules("", run.facts["task"])
-    asked = Exam((), tuple(metrics.by_name(names)), how, rules, before.subject.split, len(rows), before.notes)
+    notes = tuple(note for note in before.notes if not note.startswith("judge "))
+    size = before.subject.rows_in_split or len(rows)
+    asked = Exam((), tuple(metrics.by_name(names)), how, rules, before.subject.split, size, notes)
     folder = run.path / "evaluations" / "test"
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run.path / "predictions.jsonl", folder / "predictions.jsonl")  # a report has its rows beside it
     asked, rows, found = judged(experiment.evaluation.judge, asked, rows, folder, heard)
     return conclude(run, asked, rows, before.subject.against, folder, found)
 
