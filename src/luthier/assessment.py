@@ -153,9 +153,9 @@ def judged(
 
 def _made(subject: Subject, exam: Exam, rows: Sequence[predictions.Row], fit: str | None, found: Found) -> Report:
     told = make(subject, rows, exam.metrics, fit, exam.notes)
-    return (
-        told if found is None else dataclasses.replace(told, judge=found.judged.scored(told.scores.get(judging.NAME)))
-    )
+    if found is None:
+        return told
+    return dataclasses.replace(told, judge=found.judged.scored(told.scores.get(judging.NAME)))
 
 
 def conclude(

@@ -88,13 +88,14 @@ def answer(
     notes = ask(endpoint, [chat for _, chat in todo], body, each, lambda: heard(0)) if todo else ()
     lines = {row: kept.good(key) for row, key in keys.items()}
     found = {row: Answer(clean(line["text"]), not line["cut"]) for row, line in lines.items() if line is not None}
+    spent = [line["tokens"] for line in lines.values() if line is not None]
+    count = [sum(each[k] for each in spent) for k in (0, 1)]
+    notes = (*notes, f"{endpoint.model}: {count[0]:,} tokens in, {count[1]:,} out")
     if failed:
         first = next(iter(failed.values()))
         said = f"{len(failed):,} rows got no answer and are left out ({first}); the same command asks them again"
         notes = (*notes, said)
-    spent = [line["tokens"] for line in lines.values() if line is not None]
-    count = [sum(each[k] for each in spent) for k in (0, 1)]
-    return found, (*notes, f"{endpoint.model}: {count[0]:,} tokens in, {count[1]:,} out")
+    return found, notes
 
 
 def as_given(found: Mapping[str, Answer]) -> Answerer:
