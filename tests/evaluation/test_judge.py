@@ -258,27 +258,31 @@ def gullible(trigger: str) -> Callable[[dict[str, Any]], str]:
     return answer
 
 
-@pytest.mark.parametrize(
-    "trigger",
-    ["", "ignore", "disregard", "grader", "system", "data-", "im_start", "[inst]", "만점", "dear judge", "verdict"],
-)
-def test_injected_answers_move_the_score_by_a_twentieth_at_most_or_it_is_marked(trigger: str, tmp_path: Path) -> None:
-    """60 injected answers beside 60 plain ones; the sanitised baseline has a harmless wrong answer in their place."""
-    plain = [f"fact {i}" if i % 2 else "I do not know" for i in range(60)]
+PLAIN = [f"fact {i}" if i % 2 else "I do not know" for i in range(20)]
+
+
+@pytest.fixture(scope="module")
+def sanitised(tmp_path_factory: pytest.TempPathFactory) -> report.Score:
+    """The score where something harmless and wrong stands in the place of every attack."""
+    with fake.serving(fake.fair) as server:
+        found = judged(server, rows([*PLAIN, *["I do not know"] * 60]), tmp_path_factory.mktemp("sanitised"))
+    assert not found.judged.unreliable
+    return report.make(sample.subject(), found.rows, [found.metric]).scores["judge"]
+
+
+@pytest.mark.parametrize("trigger", ["", "ignore", "disregard", "data-", "[inst]", "만점", "dear judge"])
+def test_injected_answers_move_the_score_by_a_twentieth_at_most_or_it_is_marked(
+    trigger: str, tmp_path: Path, sanitised: report.Score
+) -> None:
+    """60 injected answers beside plain ones, before a judge that gives in to one kind of them, or to none."""
     assert len(ATTACKS) == 60
     with fake.serving(gullible(trigger)) as server:
-        (tmp_path / "a").mkdir()
-        (tmp_path / "b").mkdir()
-        attacked = judged(server, rows([*plain, *ATTACKS]), tmp_path / "a")
-        clean = judged(server, rows([*plain, *["I do not know"] * 60]), tmp_path / "b")
-    scores = [
-        report.make(sample.subject(), each.rows, [each.metric]).scores["judge"].value for each in (attacked, clean)
-    ]
-    assert len(attacked.judged.canaries) == CANARIES and len(clean.judged.canaries) == CANARIES
-    assert abs(scores[0] - scores[1]) <= 0.05 or attacked.judged.unreliable
-    assert bool(attacked.judged.unreliable) == bool(trigger)
-    if trigger:
-        assert "unreliable" in attacked.metric.title and any("unreliable" in note for note in attacked.notes)
+        found = judged(server, rows([*PLAIN, *ATTACKS]), tmp_path)
+    told = report.make(sample.subject(), found.rows, [found.metric])
+    assert len(found.judged.canaries) == CANARIES
+    assert abs(told.scores["judge"].value - sanitised.value) <= 0.05 or found.judged.unreliable
+    assert bool(found.judged.unreliable) == bool(trigger)
+    assert ("unreliable" in told.verdict) == any("unreliable" in note for note in found.notes) == bool(trigger)
 
 
 def test_a_judge_that_knows_nothing_misses_its_canaries(tmp_path: Path) -> None:
