@@ -11,7 +11,7 @@ import pytest
 
 from luthier import engines, runs, spec, worker
 from luthier.errors import MissingExtra, NotFound, SpecError
-from luthier.evaluation import judge
+from luthier.evaluation import endpoint, judge
 from luthier.evaluation.report import read_json
 from luthier.studio import Studio, report
 from tests import rows
@@ -106,8 +106,9 @@ def test_a_silent_judge_leaves_the_report_and_the_same_command_completes_it(
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = judge.Endpoint
-    monkeypatch.setattr(judge, "Endpoint", lambda *given: quick(*given, retries=0, timeout=5.0, pause=0.0))
+    quick = endpoint.Endpoint
+    for module in (judge, endpoint):
+        monkeypatch.setattr(module, "Endpoint", lambda *given: quick(*given, retries=0, timeout=5.0, pause=0.0))
 
 
 def test_a_run_that_had_no_judge_is_judged_later_without_its_model(
@@ -164,8 +165,6 @@ def test_what_could_not_be_judged_is_refused_before_training(
 def test_without_the_library_the_command_that_installs_it_is_said_before_training(
     studio: Studio, experiment: Experiments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from luthier.evaluation import endpoint
-
     monkeypatch.setattr(endpoint.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="`openai`"):
         studio.tune(experiment(evaluation=wish("http://127.0.0.1:9/v1")))
@@ -258,8 +257,9 @@ def test_rows_without_an_answer_are_left_out_and_asked_again(
 
 
 def test_what_such_a_model_cannot_do_is_said(
-    luthier: Luthier, tmp_path: Path, experiment: Experiments, studio: Studio
+    luthier: Luthier, tmp_path: Path, experiment: Experiments, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    impatient(monkeypatch)
     with pytest.raises(SpecError, match="nothing can be tuned"):
         studio.tune(experiment(model="openai:gpt-4o-mini"))
     with pytest.raises(SpecError, match="only an `openai:NAME` is asked"):
