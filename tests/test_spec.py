@@ -17,7 +17,7 @@ from luthier.spec import arithmetic, conditions, text, values
 
 DESIGN = {
     "Experiment": "name model task data method training evaluation search seed",
-    "Model": "name revision dtype attention chat_template",
+    "Model": "name revision dtype attention chat_template base_url",
     "Data": "train validation test encoding format columns template labels train_on overlength clean remove_leaks "
     "accept group_by limit",
     "PromptTuning": "type virtual_tokens init_method init_text",
@@ -27,7 +27,7 @@ DESIGN = {
     "Training": "batch_size accumulate_steps num_epochs max_steps learning_rate schedule warmup weight_decay "
     "max_grad_norm max_seq_length batching share_prefixes gradient_checkpointing save_every evaluate_every patience",
     "Evaluation": "metrics judge max_new_tokens temperature limit compare_base slices regression",
-    "Judge": "model base_url mode rubric concurrency",
+    "Judge": "model base_url mode rubric concurrency labelled",
     "Search": "space trials at_once sampler pruner objective time_limit seeds",
 }
 """The fields of DESIGN §4, name by name: adding one is a decision, not an accident."""
@@ -323,6 +323,7 @@ def test_a_fingerprint_sees_what_is_learned_and_nothing_else():
 def test_every_leaf_but_name_and_paths_is_in_the_fingerprint():
     one = experiment(method="qlora", search={}, evaluation={"judge": "j"})
     places = {"name", "data.train", "data.validation", "data.test", "data.encoding", "evaluation.regression"}
+    places |= {"evaluation.judge.labelled"}
     paths = set(spec.leaves(one)) - places
     other = {"bool": lambda v: not v, "int": lambda v: v + 1, "float": lambda v: v + 1, "str": lambda v: v + "x"}
     for path in paths:

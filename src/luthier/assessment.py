@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -23,7 +24,19 @@ from luthier.data.ordering import by_content
 from luthier.data.prepare import Dataset, load_dataset, prepare
 from luthier.data.templates import placeholders
 from luthier.errors import ModelError, SpecError
-from luthier.evaluation import ask, curves, differences, forgetting, metrics, predictions, report_page, seeds
+from luthier.evaluation import (
+    ask,
+    curves,
+    differences,
+    endpoint,
+    forgetting,
+    metrics,
+    predictions,
+    report_page,
+    seeds,
+    served,
+)
+from luthier.evaluation import judge as judging
 from luthier.evaluation.predictions import Answer, Answerer, Question
 from luthier.evaluation.report import Report, Subject, make, read_json, write_json
 from luthier.evaluation.seeds import Seeds
@@ -56,6 +69,8 @@ class Exam:
     openings: tuple[Opening, ...] = ()
     groups: differences.Grouped = dataclasses.field(default_factory=dict)
     checks: Mapping[str, Exam] = dataclasses.field(default_factory=dict)  # other rows, to see what is forgotten
+    forgotten: tuple[forgetting.Forgotten, ...] = ()
+    found: judging.Found | None = None  # what a judge said
 
 
 def exam(
@@ -250,15 +265,15 @@ def check_base(run: Run, exam: Exam, tuned: Tuned, heard: Heard) -> None:
         answers(check, sides, _check_file(run, f"base_{name}"), run.fingerprint, heard)
 
 
-def forgotten(run: Run, exam: Exam, tuned: Tuned, heard: Heard) -> tuple[forgetting.Forgotten, ...]:
-    """The tuned side of every check beside the base's, which `check_base` has left."""
+def checked(run: Run, exam: Exam, tuned: Tuned, heard: Heard) -> Exam:
+    """The exam with what was forgotten: the tuned side of every check beside the base's, which `check_base` left."""
     found: list[forgetting.Forgotten] = []
     for name, check in exam.checks.items():
         before = as_given(predictions.read(_check_file(run, f"base_{name}")), "base")
         sides = {"base": before, "tuned": ask.by_model(tuned, 0, check.rules, check.how)}
         rows = answers(check, sides, _check_file(run, name), run.fingerprint, heard)
         found += forgetting.compare(rows, tuned.base.facts.vocab_size)
-    return tuple(found)
+    return dataclasses.replace(exam, forgotten=tuple(found))
 
 
 def _check_file(run: Run, name: str) -> Path:
@@ -267,14 +282,32 @@ def _check_file(run: Run, name: str) -> Path:
     return folder / f"{name}.jsonl"
 
 
-def conclude(
-    run: Run,
-    exam: Exam,
-    rows: Sequence[predictions.Row],
-    against: str,
-    folder: Path,
-    forgot: tuple[forgetting.Forgotten, ...] = (),
-) -> Report:
+def judged(
+    wishes: spec.Judge | None, exam: Exam, rows: Sequence[predictions.Row], folder: Path, heard: Heard
+) -> tuple[Exam, list[predictions.Row]]:
+    """The rows with what the judge says of them, and the exam with its metric; as they were where nobody judges."""
+    if wishes is None or not rows:
+        return exam, list(rows)
+    if not exam.how.generate:
+        said = "plain text has no answers: there is nothing for a judge"
+        return dataclasses.replace(exam, notes=(*exam.notes, said)), list(rows)
+    found = judging.judge(rows, wishes, folder, heard)
+    asked = [found.metric if each.name == judging.NAME else each for each in exam.metrics]
+    asked += [] if found.metric in asked else [found.metric]
+    notes = (*exam.notes, *found.notes)
+    return dataclasses.replace(exam, metrics=tuple(asked), notes=notes, found=found), found.rows
+
+
+def _made(subject: Subject, exam: Exam, rows: Sequence[predictions.Row], fit: str | None) -> Report:
+    told = make(subject, rows, exam.metrics, fit, exam.notes, exam.grouped_by)
+    verdicts = exam.found.judged.scored(told.scores.get(judging.NAME)) if exam.found else None
+    where = _where(told, rows, exam)
+    return dataclasses.replace(
+        told, openings=exam.openings, differences=where, forgetting=exam.forgotten, judge=verdicts
+    )
+
+
+def conclude(run: Run, exam: Exam, rows: Sequence[predictions.Row], against: str, folder: Path) -> Report:
     """Score the answers, write report.json and report.html to `folder`, give the report."""
     experiment = workbench.experiment_of(run)
     events = runs.read_events(run.path)
@@ -282,8 +315,7 @@ def conclude(
     subject = _subject(run.id, experiment, exam, run.facts["dataset"], run.facts["task"])
     subject = dataclasses.replace(subject, name=run.name, against=against)
     went = curves.fit(curve, _knobs(experiment, events))
-    told = make(subject, rows, exam.metrics, went.words if went else None, exam.notes, exam.grouped_by)
-    told = dataclasses.replace(told, openings=exam.openings, differences=_where(told, rows, exam), forgetting=forgot)
+    told = _made(subject, exam, rows, went.words if went else None)
     _write(run, told, rows, folder, exam.metrics)
     return told
 
@@ -329,9 +361,37 @@ def _subject(run: str, experiment: spec.Experiment, exam: Exam, dataset: str, ta
     )
 
 
-def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Report:
+def of_test(run: Run, wishes: Sequence[str], heard: Heard = lambda count: None) -> Report:
+    """The run's answers to its own test once more, scored as `wishes` say; no model is loaded."""
+    experiment, before = _wished(run, wishes), read_json(run.path / "report.json")
+    rows = predictions.read(run.path / "predictions.jsonl")
+    names = experiment.evaluation.metrics or [name for name in before.scores if name != judging.NAME]
+    how, rules = ask.How(generate=any(row.sides["tuned"].answer for row in rows)), Rules("", run.facts["task"])
+    notes = tuple(note for note in before.notes if not note.startswith("judge "))
+    size = before.subject.rows_in_split or len(rows)
+    asked = Exam((), tuple(metrics.by_name(names)), how, rules, before.subject.split, size, notes)
+    folder = run.path / "evaluations" / "test"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run.path / "predictions.jsonl", folder / "predictions.jsonl")  # a report has its rows beside it
+    asked, rows = judged(experiment.evaluation.judge, asked, rows, folder, heard)
+    return conclude(run, asked, rows, before.subject.against, folder)
+
+
+def _wished(run: Run, wishes: Sequence[str]) -> spec.Experiment:
+    """What the run was described as, with other wishes for its evaluation. Raises SpecError."""
+    for wish in wishes:
+        if not wish.startswith("evaluation."):
+            hint = "what was learned is learned; `evaluation.…` may change"
+            raise SpecError("a run can only be scored otherwise", f"--set {wish}", hint)
+    experiment = spec.load(run.path / "resolved.yaml", wishes)
+    if experiment.evaluation.judge is not None:
+        judging.require(experiment.evaluation.judge, experiment.evaluation.compare_base)
+    return experiment
+
+
+def of_run(run: Run, data: str | Path, wishes: Sequence[str] = (), heard: Heard = lambda count: None) -> Report:
     """The run's tuned model, and its base beside it, on the rows of `data`; answers stand in the run's folder."""
-    experiment, own = workbench.experiment_of(run), workbench.dataset_of(run)
+    experiment, own = _wished(run, wishes), workbench.dataset_of(run)
     dataset = _rows(data, experiment.data, own, run.path.parents[1])
     tuned = workbench.open_run(run)
     rules = workbench.rules_of(experiment, own, tuned.base)
@@ -352,6 +412,7 @@ def of_run(run: Run, data: str | Path, heard: Heard = lambda count: None) -> Rep
     folder = run.path / "evaluations" / dataset.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     rows = answers(asked, sides, folder / "predictions.jsonl", run.fingerprint, heard)
+    asked, rows = judged(experiment.evaluation.judge, asked, rows, folder, heard)
     return conclude(run, asked, rows, against, folder)
 
 
@@ -395,10 +456,21 @@ def _answered(run: Run) -> dict[str, predictions.Row]:
     return {next(iter(row.sides.values())).id: row for row in rows}
 
 
-def of_base(name: str, data: str | Path, home: Path, heard: Heard = lambda count: None) -> Report:
-    """A base as it is, by name, on the rows of `data`; answers stand under `home`/evaluations."""
-    given = spec.Experiment(model=spec.Model(name=name), data=spec.Data(train=str(data)))
-    dataset = _rows(data, given.data, None, home)
+def of_base(
+    subject: str | spec.Experiment,
+    data: str | Path,
+    home: Path,
+    wishes: Sequence[str] = (),
+    heard: Heard = lambda count: None,
+) -> Report:
+    """A base as it is, by name or of an experiment, on the rows of `data`; answers stand under `home`/evaluations."""
+    if isinstance(subject, str):
+        subject = spec.from_mapping({"model": subject, "data": str(data)})
+    given = spec.changed(subject, wishes)
+    name, dataset = given.model.name, _rows(data, given.data, None, home)
+    _may_be_judged(given)
+    if served.model_of(name):
+        return _of_endpoint(given, data, dataset, home, heard)
     known = facts.inspect(name)
     if known.family == "encoder":
         raise ModelError(f"`{name}` is an encoder: it has no trained head before tuning", hint="evaluate a run of it")
@@ -414,11 +486,60 @@ def of_base(name: str, data: str | Path, home: Path, heard: Heard = lambda count
     folder.mkdir(parents=True, exist_ok=True)
     sides = {"tuned": ask.by_model(tuned, None, rules, asked.how)}
     rows = answers(asked, sides, folder / "predictions.jsonl", content_id([tuned.base.weights, experiment.seed]), heard)
+    return _told_alone(experiment, asked, rows, dataset, folder, heard)
+
+
+def _may_be_judged(given: spec.Experiment) -> None:
+    wishes = given.evaluation.judge
+    if wishes is not None:
+        judging.require(wishes)
+        if wishes.mode == "pairwise":
+            raise SpecError("a base alone has nobody to be compared with", hint="`evaluation.judge.mode: reference`")
+
+
+def _told_alone(
+    experiment: spec.Experiment,
+    asked: Exam,
+    rows: Sequence[predictions.Row],
+    dataset: Dataset,
+    folder: Path,
+    heard: Heard,
+) -> Report:
+    """The report of a model that stands alone, on disk and given."""
+    asked, judged_rows = judged(experiment.evaluation.judge, asked, rows, folder, heard)
     subject = _subject("", experiment, asked, dataset.fingerprint, dataset.task)
-    told = make(dataclasses.replace(subject, name=name, method="none"), rows, asked.metrics, None, asked.notes)
+    subject = dataclasses.replace(subject, name=experiment.model.name, method="none")
+    told = _made(subject, asked, judged_rows, None)
     told = dataclasses.replace(told, verdict=told.verdict.replace(": tuned ", ": ", 1))
     write_json(told, folder / "report.json")
     return told
+
+
+def _of_endpoint(given: spec.Experiment, data: str | Path, dataset: Dataset, home: Path, heard: Heard) -> Report:
+    """A model behind an endpoint; a row that it did not answer is left out and said, and asked again next time."""
+    model, wishes = given.model, given.evaluation
+    endpoint.require(model.base_url, f"`{model.name}`")
+    examples = dataset.examples("train")
+    drawn = {example.id: example for example in _drawn(examples, wishes.limit, given.seed)}.values()
+    every = [served.question(example) for example in drawn]
+    chats = [(one, served.messages(one.example, given.data.template, dataset.labels)) for one in every]
+    body: dict[str, Any] = {"temperature": wishes.temperature}
+    body |= {"max_tokens": wishes.max_new_tokens} if wishes.max_new_tokens else {}
+    folder = home / "evaluations" / content_id([model.name, model.base_url, dataset.fingerprint])
+    folder.mkdir(parents=True, exist_ok=True)
+    asking = endpoint.Endpoint(served.model_of(model.name) or "", model.base_url)
+    said, notes = served.answer(asking, chats, body, folder / "replies.jsonl", heard)
+    if not said:
+        raise ModelError("no row was answered", model.base_url, notes[-1])
+    answered = tuple(one for one in every if one.example.id in said)
+    names = wishes.metrics or served.metrics_for(dataset.task, every, dataset.labels)
+    how = ask.How(wishes.max_new_tokens or 0, wishes.temperature, given.seed)
+    rules = Rules("causal", dataset.task, labels=dataset.labels)
+    asked = Exam(answered, tuple(metrics.by_name(names)), how, rules, str(data), len(examples), notes)
+    key = content_id([model.name, model.base_url, body, [said[one.example.id].text for one in answered]])
+    sides = {"tuned": served.as_given(said)}
+    rows = predictions.collect(answered, sides, asked.metrics, folder / "predictions.jsonl", key)
+    return _told_alone(given, asked, rows, dataset, folder, heard)
 
 
 def _rows(data: str | Path, like: spec.Data, own: Dataset | None, home: Path) -> Dataset:

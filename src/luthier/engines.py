@@ -24,6 +24,7 @@ from luthier import hardware, ownership, redaction, runs, settings
 from luthier.errors import TrainingError
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
+_JUDGE_TOKENS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
 
 Waiting = subprocess.Popen[bytes]
@@ -100,7 +101,7 @@ def _told(waiting: Waiting, run: runs.Run) -> Waiting | None:
     assert waiting.stdin is not None
     try:
         with waiting.stdin as line:
-            line.write(json.dumps({"run": str(run.path), "environment": _tokens(run.facts["model"])}).encode() + b"\n")
+            line.write(json.dumps({"run": str(run.path), "environment": _run_tokens(run)}).encode() + b"\n")
     except BrokenPipeError:
         return None
     return waiting
@@ -125,11 +126,18 @@ def _command(path: Path, cards: int) -> list[str]:
 
 
 def _environment(run: runs.Run) -> dict[str, str]:
-    """The home's settings, what `redaction` lets pass, and the Hub's token if the base comes from the Hub."""
-    return settings.environment(run.path.parents[1]) | redaction.inherited() | _tokens(run.facts["model"])
+    """The home's settings, what `redaction` lets pass, and the tokens the run has a use for."""
+    return settings.environment(run.path.parents[1]) | redaction.inherited() | _run_tokens(run)
+
+
+def _run_tokens(run: runs.Run) -> dict[str, str]:
+    """The Hub's if the base comes from the Hub, the judge's if the answers are judged."""
+    judge = _JUDGE_TOKENS if run.facts.get("judge") else ()
+    return _tokens(run.facts["model"]) | {name: os.environ[name] for name in judge if name in os.environ}
 
 
 def _tokens(model: str) -> dict[str, str]:
+    """The Hub's, for a base that comes from there."""
     local = Path(model).is_dir()
     return {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ and not local}
 

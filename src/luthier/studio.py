@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Described = spec.Experiment | str | Path
 """An experiment, or the path of its file."""
+Subject = Run | spec.Experiment | str
+"""What can be evaluated: a run, a base by name, or the model of an experiment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,8 @@ class Studio:
         with engines.early(self.home) as worker:
             draft = self.draft(experiment)
             run = self._meant(_reseeded(draft, further) if further else draft, new)
-            return run if run.state == "done" else engines.start(run, worker)
+            done = run.state == "done" and not run.facts.get("unjudged")  # what a judge did not answer is asked again
+            return run if done else engines.start(run, worker)
 
     def _meant(self, draft: Draft, new: bool) -> Run:
         previous = None if new else runs.newest_of_name(self.home, draft.name)
@@ -149,7 +152,11 @@ class Studio:
                 hint="`--new` starts another run; with the old values the same command continues this one",
             )
         from luthier import workbench
+        from luthier.evaluation import judge
 
+        wishes = draft.resolved.experiment.evaluation
+        if wishes.judge is not None:
+            judge.require(wishes.judge, wishes.compare_base)  # now, not after the training
         workbench.judge(draft.resolved.experiment, draft.dataset)
         return self._create(draft)
 
@@ -169,6 +176,7 @@ class Studio:
             "revision": draft.revision,
             "drawn_by": draft.drawn_by,
             "notes": list(draft.resolved.notes),
+            "judge": resolved.evaluation.judge and resolved.evaluation.judge.model,
             "luthier": luthier.__version__,
         } | ({"regression": draft.regression.fingerprint} if draft.regression else {})
         return runs.create(self.home, draft.name, draft.fingerprint, files, facts)
@@ -205,8 +213,13 @@ class Studio:
             raise NotFound("there are no runs yet", where=str(self.home), hint="`luthier tune FILE` makes one")
         return every[0]
 
-    def subject(self, word: str) -> Run | str:
-        """What can be evaluated under that name: a run if there is one, else a base (folder or Hub id)."""
+    def subject(self, word: str) -> Subject:
+        """What can be evaluated under that name: a run if there is one, else a base (folder, Hub id, `openai:NAME`), or
+        the model and the wishes of an experiment file."""
+        if word.startswith("openai:"):
+            return word
+        if word.endswith((".yaml", ".yml")) and here(word).is_file():
+            return spec.load(word)
         try:
             return self.find(word)
         except NotFound as nobody:
@@ -219,26 +232,31 @@ class Studio:
             raise NotFound(f"`{word}` is neither a run nor a model folder", hint=hint) from None
 
     # --- what a run has learned
-    def evaluate(self, subject: Run | str, data: str | Path | None = None) -> Report:
-        """Score a run, or a base model by name, on the rows of `data`; a run without `data`: the report of its test."""
+    def evaluate(self, subject: Subject, data: str | Path | None = None, wishes: Sequence[str] = ()) -> Report:
+        """Score a run, a base by name, or the model of an experiment on the rows of `data`; a run without: on its test.
+
+        `wishes` ("evaluation.judge=gpt-4o-mini") change how a run or a base is scored; without any, and without `data`,
+        a run's report is read.
+        """
         from luthier import assessment
 
-        if data is None:
-            if isinstance(subject, Run):
-                return report(subject)
-            raise SpecError("a base model needs rows to be evaluated on", hint="say which: `--data FILE`")
         if isinstance(subject, Run):
-            return assessment.of_run(subject, data)
-        return assessment.of_base(subject, data, self.home)
+            if data is None:
+                return assessment.of_test(subject, wishes) if wishes else report(subject)
+            return assessment.of_run(subject, data, wishes)
+        if data is None:
+            raise SpecError("a base model needs rows to be evaluated on", hint="say which: `--data FILE`")
+        return assessment.of_base(subject, data, self.home, wishes)
 
     def compare(self, subjects: Sequence[Run]) -> dict[str, list[Comparison]]:
         """Each run against the first on the test rows both answered: metric → comparisons, in the order of the runs."""
-        from luthier.evaluation import metrics, predictions
+        from luthier.evaluation import judgements, metrics, predictions
         from luthier.evaluation.report import verdict
 
         answered = {}
         for run in subjects:
-            rows = predictions.side(predictions.read(_reported(run) / "predictions.jsonl"), "tuned")
+            every = judgements.joined(predictions.read(_reported(run) / "predictions.jsonl"), run.path)
+            rows = predictions.side(every, "tuned")
             answered[run.id] = {row.id: row for row in rows}
         shared = set.intersection(*(set(rows) for rows in answered.values()))
         if not shared:
@@ -326,10 +344,10 @@ def prepare(data: spec.Data | Any, task: str | None = None, seed: int = 0) -> Da
     return Studio().prepare(data if isinstance(data, spec.Data) else spec.Data(train=data), task, seed)
 
 
-def evaluate(subject: Run | str, data: str | Path | None = None) -> Report:
+def evaluate(subject: Subject, data: str | Path | None = None, wishes: Sequence[str] = ()) -> Report:
     """Score a run, or a base model by name, on rows of yours; a run alone: the report of its test."""
     studio = Studio()
-    return studio.evaluate(subject if isinstance(subject, Run) else studio.subject(subject), data)
+    return studio.evaluate(studio.subject(subject) if isinstance(subject, str) else subject, data, wishes)
 
 
 def compare(*subjects: Run | str) -> dict[str, list[Comparison]]:
@@ -378,9 +396,11 @@ def _named(experiment: spec.Experiment) -> spec.Experiment:
 
 def _refuse_what_nothing_reads(experiment: spec.Experiment) -> None:
     """What a file may describe and this version does not do: better said than passed over."""
-    for path, wish in (("evaluation.judge", experiment.evaluation.judge), ("search", experiment.search)):
-        if wish is not None:
-            raise SpecError(f"not yet: `{path}` can be described, but nothing acts on it", hint=f"leave out `{path}`")
+    if experiment.search is not None:
+        raise SpecError("not yet: `search` can be described, but nothing acts on it", hint="leave out `search`")
+    if experiment.model.name.startswith("openai:"):
+        hint = "`luthier evaluate` scores it; to tune, name a base of the Hub or a folder"
+        raise SpecError(f"`{experiment.model.name}` stands behind an endpoint, where nothing can be tuned", hint=hint)
 
 
 def _pinned(resolved: presets.Resolved, commit: str | None) -> presets.Resolved:

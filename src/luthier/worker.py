@@ -220,7 +220,7 @@ def _ask_base(run: Run, bench: Bench, tuned: Tuned, exam: Exam, stop: Stop) -> t
 
 def _judge(run: Run, tuned: Tuned, exam: Exam, before: tuple[Answerer, str] | None, stop: Stop) -> None:
     """The tuned model answers the same rows; the report and the verdict follow."""
-    from luthier import assessment
+    from luthier import assessment, workbench
     from luthier.evaluation import ask
 
     exam = assessment.open_test(run, exam)
@@ -228,9 +228,12 @@ def _judge(run: Run, tuned: Tuned, exam: Exam, before: tuple[Answerer, str] | No
     sides["tuned"] = ask.by_model(tuned, 0, exam.rules, exam.how)
     heard = _heard(run, "asking the tuned model", len(exam.questions) * len(sides), stop)
     rows = assessment.answers(exam, sides, run.path / "predictions.jsonl", run.fingerprint, heard)
-    forgot = assessment.forgotten(run, exam, tuned, lambda count: _go_on(stop))
-    report = assessment.conclude(run, exam, rows, before[1] if before else "base", run.path, forgot)
-    runs.update(run.path, {"facts": {"verdict": report.verdict}})
+    exam = assessment.checked(run, exam, tuned, lambda count: _go_on(stop))
+    wishes = workbench.experiment_of(run).evaluation.judge
+    heard = _heard(run, "asking the judge", len(rows) * len(sides), stop)
+    exam, rows = assessment.judged(wishes, exam, rows, run.path, heard)
+    report = assessment.conclude(run, exam, rows, before[1] if before else "base", run.path)
+    runs.update(run.path, {"facts": {"verdict": report.verdict, "unjudged": exam.found.missing if exam.found else 0}})
 
 
 def _heard(run: Run, doing: str, total: int, stop: Stop) -> Callable[[int], None]:

@@ -35,7 +35,7 @@ OWN_FLAGS = {
     "watch": {"--json"},
     "runs": {"--json"},
     "show": {"--json"},
-    "evaluate": {"--data", "--json"},
+    "evaluate": {"--data", "--base-url", "--set", "--json"},
     "compare": {"--json"},
     "generate": {"--file", "--base", "--json"},
     "publish": {"--merge", "--json"},

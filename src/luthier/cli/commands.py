@@ -362,12 +362,15 @@ def show(run: SomeRun = None, as_json: Json = False) -> None:
 def evaluate(
     subject: Annotated[str, typer.Argument(help="A run, or a base model.", metavar="RUN|MODEL")],
     data: Annotated[str | None, typer.Option(help="Rows to score it on; else the run's own test.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Where openai:NAME is asked.", metavar="URL")] = None,
+    sets: Set = NOTHING,
     as_json: Json = False,
 ) -> None:
-    """Score a run, or a base model, on rows of yours."""
+    """Score a run, a base model, or one behind an OpenAI-style API (openai:NAME), on rows of yours."""
     here = _studio()
+    address = [f"model.base_url={base_url}"] if base_url else []
     with screen.busy("asking the model"):
-        told = here.evaluate(here.subject(subject), data)
+        told = here.evaluate(here.subject(subject), data, [*sets, *address])
     if as_json:
         screen.as_json(told)
         return

@@ -27,6 +27,7 @@ class Prediction:
 
     `probabilities` by class name, empty where there are no classes. `nll` is the negative log-likelihood (nats) of the
     reference's `tokens` tokens given the prompt, None where it was not computed. `columns` are the row's own columns.
+    `judged`: what a judge's verdict is worth, None without one; `rationale`: its words.
     """
 
     id: str
@@ -39,6 +40,8 @@ class Prediction:
     nll: float | None = None
     tokens: int = 0
     columns: Mapping[str, Any] = field(default_factory=dict)
+    judged: float | None = None
+    rationale: str = ""
 
 
 @dataclass(frozen=True, slots=True)

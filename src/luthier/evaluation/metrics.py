@@ -324,6 +324,7 @@ _ALL = (
         "sacrebleu",
     ),
     _worse("perplexity", "perplexity", _per_token, _perplexity, None, _PERPLEXITY, ""),
+    Metric("judge", "judge", "mean", lambda p: p.judged, top=None, rule="what a model says of it (`evaluation.judge`)"),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 FAMILIES: dict[str, Family] = {

@@ -25,6 +25,7 @@ from luthier.evaluation.forgetting import Forgotten
 from luthier.evaluation.metrics import Metric, Prediction, groups_of, measure, weighted
 from luthier.evaluation.predictions import Row, side
 from luthier.evaluation.seeds import Seeds
+from luthier.evaluation.verdicts import Judged
 from luthier.evaluation.words import digits_of, round_up, say, say_p
 from luthier.runs import Score
 
@@ -99,6 +100,7 @@ class Report:
     seeds: tuple[Seeds, ...] = ()
     differences: tuple[Slice, ...] = ()
     forgetting: tuple[Forgotten, ...] = ()
+    judge: Judged | None = None
 
 
 def make(

@@ -7,6 +7,7 @@ comparing; `text.py` YAML with line numbers; `wording.py` why something is refus
 from luthier.spec.arithmetic import batches_per_epoch, steps_per_epoch, total_batches
 from luthier.spec.experiments import (
     advice,
+    changed,
     chosen,
     differences,
     dump,
@@ -56,6 +57,7 @@ __all__ = [
     "Training",
     "advice",
     "batches_per_epoch",
+    "changed",
     "chosen",
     "differences",
     "dump",

@@ -22,7 +22,7 @@ from luthier.spec.values import ROWS, Advice, Part, known_paths, sections
 
 _SPLITS = ("data.train", "data.validation", "data.test")
 _TABLES = [("data", "columns"), ("data", "labels"), ("evaluation", "slices"), ("search", "space")]
-_PLACES = {"name", "data.encoding", "evaluation.regression", *_SPLITS}
+_PLACES = {"name", "data.encoding", "evaluation.regression", "evaluation.judge.labelled", *_SPLITS}
 """Where things lie and how they are written there, not what is learned."""
 
 
@@ -40,6 +40,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         fields = dict(experiment) | {"name": name}
         experiment = Experiment.model_construct(experiment.model_fields_set - {"name"}, **fields)
     return experiment
+
+
+def changed(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with `overrides` ("evaluation.limit=100", the value YAML) laid over it. Raises SpecError."""
+    if not overrides:
+        return experiment
+    written = _overridden(text.read(dump(experiment), ""), overrides)
+    return _validated(written.values, written.place)
 
 
 def _holds_text(path: tuple[str, ...]) -> bool:
@@ -93,8 +101,14 @@ def _beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             if isinstance(part.get(key), str) and part[key]:
                 part[key] = _found(part[key], key == "chat_template", folder)
     evaluation = values.get("evaluation")
-    if isinstance(evaluation, dict) and "metrics" in evaluation:
-        values["evaluation"] = evaluation | {"metrics": _schemas_found(evaluation["metrics"], folder)}
+    if isinstance(evaluation, dict):
+        values["evaluation"] = evaluation = dict(evaluation)
+        if "metrics" in evaluation:
+            evaluation["metrics"] = _schemas_found(evaluation["metrics"], folder)
+        judge = evaluation.get("judge")
+        if isinstance(judge, dict) and isinstance(judge.get("labelled"), str):
+            labelled = _found(judge["labelled"], False, folder) if judge["labelled"] else ""
+            evaluation["judge"] = judge | {"labelled": labelled}
     return values
 
 

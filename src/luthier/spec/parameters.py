@@ -51,7 +51,8 @@ class Model(Part):
     root, shorthand = ("model",), "name"
 
     name: Annotated[Text, BeforeValidator(path_text)]
-    """Hub id (`ibm-granite/granite-3.1-8b-base`) or local folder of the base model."""
+    """Hub id (`ibm-granite/granite-3.1-8b-base`) or local folder of the base model; `openai:NAME`, which can only be
+    evaluated, is a model behind an OpenAI-style API."""
     revision: Text | None = None
     """Branch, tag or commit on the Hub. Omitted: the main branch; the run records its commit."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -61,6 +62,14 @@ class Model(Part):
     Flat batches use luthier's own attention."""
     chat_template: Text | None = None
     """Jinja chat template, or the path of a file that holds it. Omitted: the model's own."""
+    base_url: Text | None = None
+    """Address of the OpenAI-style API of an `openai:NAME`. Omitted: the OpenAI client's own (OPENAI_BASE_URL)."""
+
+    @model_validator(mode="after")
+    def _address_where_meant(self) -> Model:
+        if self.base_url is not None and not self.name.startswith("openai:"):
+            raise ValueError(f"has a `base_url`, at which only an `openai:NAME` is asked, not `{self.name}`")
+        return self
 
 
 class Data(Part):
@@ -268,6 +277,9 @@ class Judge(Part):
     """What a good answer is, in words. Omitted: a general rubric for the mode."""
     concurrency: Count = 40
     """Judgements under way at once."""
+    labelled: Annotated[Text, BeforeValidator(path_text)] | None = None
+    """Answers with a person's verdict, to test the judge by: a file with `label` and a test row's `id`, or `prompt`
+    and `answer`. Omitted: the judge is tested by answers whose verdict is known alone."""
 
 
 class Evaluation(Part):
@@ -300,6 +312,12 @@ class Evaluation(Part):
     def _base_is_asked(self) -> Evaluation:
         if self.regression is not None and not self.compare_base:
             raise ValueError("has a `regression`, which needs the base's answers: `compare_base: true`")
+        return self
+
+    @model_validator(mode="after")
+    def _judge_where_meant(self) -> Evaluation:
+        if "judge" in (self.metrics or ()) and self.judge is None:
+            raise ValueError("has the metric `judge` and no `judge`: name the model that judges")
         return self
 
 
