@@ -143,7 +143,7 @@ def conclude(run: Run, exam: Exam, rows: Sequence[predictions.Row], against: str
     write_json(told, folder / "report.json")
     origins = json.loads((run.path / "origins.json").read_text(encoding="utf-8"))
     settings = [(path, value, origins.get(path, "")) for path, value in spec.leaves(experiment).items()]
-    report_page.write_html(told, rows, folder / "report.html", curve, settings)
+    report_page.write_html(told, rows, folder / "report.html", curve, settings, exam.metrics)
     return told
 
 

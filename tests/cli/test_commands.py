@@ -35,7 +35,7 @@ OWN_FLAGS = {
     "runs": {"--json"},
     "show": {"--json"},
     "evaluate": {"--data", "--json"},
-    "compare": {"--json"},
+    "compare": {"--html", "--json"},
     "generate": {"--file", "--base", "--json"},
     "publish": {"--merge", "--json"},
 }

@@ -131,7 +131,7 @@ def _points(points: Sequence[tuple[int, float]], x: Callable[[float], float], y:
     return " ".join(f"{x(step)},{y(loss)}" for step, loss in points)
 
 
-# --------------------------------------------------------------------------------------------------- classes, confidence
+# -------------------------------------------------------------------------------------------------- classes, confidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def matrix(names: Sequence[str], counts: Sequence[Sequence[int]], cell: float = 
                 x, y = (round(start + cell * (k + 0.5) - edge / 2, 1) for start, k in ((left, b), (top, a)))
                 said = f"{names[a]} → {names[b]}: {count:,} of {sum(row):,} rows"
                 squares.append((x, y, edge, a == b, said))
-    rows = tuple((round(top + cell * (c + 0.5), 1), f"{_short(name)}  {c + 1}") for c, name in enumerate(names))
+    rows = tuple((round(top + cell * (c + 0.5), 1), f"{_short(name)}\u2002{c + 1}") for c, name in enumerate(names))
     columns = tuple((round(left + cell * (c + 0.5), 1), f"{c + 1}") for c in range(len(names)) if (c + 1) % 5 == 0)
     return Matrix(tuple(squares), rows, columns, left, top, cell * len(names))
 

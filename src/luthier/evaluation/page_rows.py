@@ -1,7 +1,7 @@
 """Rows for a page: each with its fate, worst first, the difference of answer and reference marked word by word.
 
-Lives here: plain values; `rows.html.j2` draws them, `rows.js` filters and pages them. Does not live here: what an answer
-is worth (`metrics.py`), the rest of the report (`report_page.py`).
+Lives here: plain values; `rows.html.j2` draws them, `rows.js` filters and pages them. Does not live here: what an
+answer is worth (`metrics.py`), the rest of the report (`report_page.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ FIRST_ROWS = 20  # of a fate that stand there without a script
 ALIKE = 0.72  # texts less alike than this are read better without marks
 LETTERS = (3000, 1200, 500, 200)  # of a text; the longest of these with which a page's texts stay within the sum
 LETTERS_OF_A_PAGE = 6_000_000
-MARKS = 200_000_000  # letters times letters compared for marks, the worst rows first: about 3 s, more than all else here
+MARKS = (
+    200_000_000  # letters times letters compared for marks, the worst rows first: about 3 s, more than all else here
+)
 
 Pieces = tuple[tuple[str, str], ...]
 Fate = tuple[str, str, str]  # name, tone, words
@@ -62,9 +64,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Cases:
-    """All rows of a page. `compact`: short enough for the lines of a table. `classes`: what the rows may be filtered by.
+    """All rows of a page, `total` counts those there are. `compact`: short enough for the lines of a table.
 
-    `total` counts the rows there are, `letters` how many of a text are shown.
+    `classes`: what the rows may be filtered by. `letters`: of each text so many are shown.
     """
 
     groups: tuple[Group, ...]
@@ -87,10 +89,20 @@ class Cases:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A row before its texts are cut: answers as (who, prediction, value under the leading metric)."""
+    """A row before its texts are cut: answers as (who, text, value under the leading metric)."""
 
+    id: str
+    where: str
+    prompt: str
+    expected: str
     fate: str
-    answers: tuple[tuple[str, Prediction, float | None], ...]
+    is_class: bool
+    answers: tuple[tuple[str, str, float | None], ...]
+
+
+def drawn(row: Prediction, fate: str, answers: Iterable[tuple[str, str, float | None]]) -> Drawn:
+    """The row of a prediction, with the answers of all."""
+    return Drawn(row.id, row.where, row.prompt, row.references[0], fate, bool(row.probabilities), tuple(answers))
 
 
 def of_report(rows: Sequence[Row], lead: Metric, reasons: Mapping[str, str] | None = None) -> Cases:
@@ -104,10 +116,10 @@ def of_report(rows: Sequence[Row], lead: Metric, reasons: Mapping[str, str] | No
         change = 0.0 if tuned is None or base is None else sign * (tuned - base)
         harm = -abs(change) if fate == "gained" else change
         given = {"tuned": tuned, "base": base}
-        answers = tuple((who, row.sides[who], given[who]) for who in ("base", "tuned") if who in row.sides)
-        ranked.append(((order[fate], harm or sign * (tuned or 0.0)), Drawn(fate, answers)))
+        answers = ((who, row.sides[who].answer, given[who]) for who in ("base", "tuned") if who in row.sides)
+        ranked.append(((order[fate], harm or sign * (tuned or 0.0)), drawn(row.sides["tuned"], fate, answers)))
     ranked.sort(key=lambda each: each[0])
-    return gathered([drawn for _, drawn in ranked], FATES, lead, reasons or {})
+    return gathered([one for _, one in ranked], FATES, lead, reasons or {})
 
 
 FATES: tuple[Fate, ...] = (
@@ -143,18 +155,16 @@ def values(row: Row, metric: Metric) -> tuple[float | None, float | None]:
     return tuned, base
 
 
-# ------------------------------------------------------------------------------------------------------ from rows to page
+# ---------------------------------------------------------------------------------------------------- from rows to page
 
 
-def gathered(
-    ordered: Sequence[Drawn], fates: Iterable[Fate], lead: Metric, reasons: Mapping[str, str]
-) -> Cases:
+def gathered(ordered: Sequence[Drawn], fates: Iterable[Fate], lead: Metric, reasons: Mapping[str, str]) -> Cases:
     """The first rows of `ordered`, cut to what a page can hold, by fate."""
-    drawn = ordered[:MOST_ROWS]
-    limit = _letters(drawn)
+    shown = ordered[:MOST_ROWS]
+    limit = _letters(shown)
     left = MARKS
     cases: list[Case] = []
-    for one in drawn:
+    for one in shown:
         case, spent = _case(one, lead, limit, reasons, mark=left > 0)
         left -= spent
         cases.append(case)
@@ -164,8 +174,8 @@ def gathered(
         for name, tone, title in fates
         if totals[name]
     )
-    classes = sorted({case.expected for case in cases}) if any(_is_class(one) for one in drawn) else []
-    who = tuple(name for name, _, _ in drawn[0].answers) if drawn else ()
+    classes = sorted({case.expected for case in cases}) if any(one.is_class for one in shown) else []
+    who = tuple(name for name, _, _ in shown[0].answers) if shown else ()
     return Cases(groups, who, tuple(classes), len(ordered), limit, len(who) <= 3 and _short(cases))
 
 
@@ -175,36 +185,28 @@ def _short(cases: Sequence[Case]) -> bool:
     return longer <= len(cases) / 20 and all(len(case.expected) <= 60 for case in cases)
 
 
-def _letters(drawn: Sequence[Drawn]) -> int:
+def _letters(shown: Sequence[Drawn]) -> int:
     """How many letters of each text the page can hold."""
-    lengths = [
-        len(text)
-        for one in drawn
-        for text in (one.answers[0][1].prompt, one.answers[0][1].references[0], *(p.answer for _, p, _ in one.answers))
-    ]
+    texts = (text for one in shown for text in (one.prompt, one.expected, *(answer for _, answer, _ in one.answers)))
+    lengths = [len(text) for text in texts]
     fitting = (limit for limit in LETTERS if sum(min(n, limit) for n in lengths) <= LETTERS_OF_A_PAGE)
     return next(fitting, LETTERS[-1])
 
 
-def _is_class(one: Drawn) -> bool:
-    return any(said.probabilities for _, said, _ in one.answers)
-
-
 def _case(one: Drawn, lead: Metric, limit: int, reasons: Mapping[str, str], mark: bool) -> tuple[Case, int]:
     """The row as it is shown, and what its marks cost (see `MARKS`)."""
-    first = one.answers[0][1]
-    expected, spent = first.references[0], 0
-    answers = []
+    answers, spent = [], 0
     for who, said, value in one.answers:
         right = None if value is None or lead.kind != "share" else value == 1
-        answer, wanted = cut(said.answer.strip(), limit), cut(expected.strip(), limit)
-        plain = said.probabilities or not mark or answer == wanted  # a class is another class, not a misspelling
+        answer, wanted = cut(said.strip(), limit), cut(one.expected.strip(), limit)
+        plain = one.is_class or not mark or answer == wanted  # a class is another class, not a misspelling
         pieces: Pieces = (("same", answer),) if plain else tuple(marked(answer, wanted))
         spent += 0 if plain else len(answer) * len(wanted)
         answers.append(Said(who, right, "" if value is None else f"{value:.3g}", pieces))
-    if first.id in reasons:
-        answers[-1] = replace(answers[-1], reason=cut(reasons[first.id], limit))
-    return Case(Path(first.where).name, cut(first.prompt, limit), cut(expected, limit), tuple(answers), one.fate), spent
+    if one.id in reasons:
+        answers[-1] = replace(answers[-1], reason=cut(reasons[one.id], limit))
+    where = Path(one.where).name
+    return Case(where, cut(one.prompt, limit), cut(one.expected, limit), tuple(answers), one.fate), spent
 
 
 def cut(text: str, letters: int = LETTERS[0]) -> str:

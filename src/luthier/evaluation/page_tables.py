@@ -123,32 +123,21 @@ class Gap:
 
 def tests(report: Report, scored: Sequence[Metric]) -> list[Gap]:
     """Every paired test of a report, each on a scale of its own around zero."""
-    found = []
-    for metric in scored:
-        if compared := report.comparisons.get(metric.name):
-            found.append(gap(metric, compared, metric.title))
-    return found
+    compared = report.comparisons
+    return [gap(metric, compared[metric.name], metric.title) for metric in scored if metric.name in compared]
 
 
 def gap(metric: Metric, compared: Comparison, name: str, reach: float | None = None) -> Gap:
     """A comparison as a line of a table. `reach`: the largest difference of the scale, else its own."""
     scale, digits = (100.0, 1) if metric.top == 1.0 else (1.0, 1 if metric.top else 3)
-    adjusted = _adjusted(compared)
-    note = f"{compared.outcome}"
+    note: str = compared.outcome
     if compared.outcome == "cannot tell" and compared.rows_needed:
         note += f", about {compared.rows_needed:,} rows would tell"
     tone = {"better": "good", "worse": "bad"}.get(compared.outcome, "dim")
     places = _around_zero((compared.difference, compared.low, compared.high), reach)
     said = _words(compared.difference, compared.low, compared.high, scale, digits)
-    holm = "" if adjusted is None else say_p(adjusted)
+    holm = "" if compared.p_holm is None else say_p(compared.p_holm)
     return Gap(name, compared.n, said, *places, tone, say_p(compared.p), holm, note)
-
-
-def _adjusted(compared: Comparison) -> float | None:
-    """Holm's p value, which a report has where several metrics were tested."""
-    from dataclasses import asdict
-
-    return asdict(compared).get("p_holm")
 
 
 def _words(difference: float, low: float, high: float, scale: float, digits: int) -> str:
@@ -188,7 +177,7 @@ def _figure(score: Any, scale: float, digits: int) -> str:
     return "–" if number is None else f"{scale * number:.{digits}f}"
 
 
-# ------------------------------------------------------------------------------------------- forgetting, judge, openings
+# ------------------------------------------------------------------------------------------ forgetting, judge, openings
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,16 +196,16 @@ class Before:
 
 
 def forgetting(found: Sequence[Mapping[str, Any]]) -> list[Before]:
-    """What became of texts that have nothing to do with the task, all on one logarithmic scale from below the lowest."""
+    """What became of texts that have nothing to do with the task, all on one logarithmic scale."""
     seen = [each[when] for each in found for when in ("before", "after")]
     bottom, top = (min(seen) / 1.5, max(seen) * 1.1) if seen else (1.0, 2.0)
     lines = []
     for each in found:
         tone = "bad" if each["low"] > 1 else "good" if each["high"] < 1 else "dim"
-        at = [charts.share_of(each[when], bottom, top, log=True) for when in ("before", "after")]
+        before_at, after_at = (charts.share_of(each[when], bottom, top, log=True) for when in ("before", "after"))
         ratio = f"× {each['ratio']:.2f} ({each['low']:.2f}–{each['high']:.2f})"
-        figures = [f"{each[when]:.3g}" for when in ("before", "after")]
-        lines.append(Before(each["name"], each["n"], *figures, ratio, *at, tone, each["sentence"]))
+        before, after = (f"{each[when]:.3g}" for when in ("before", "after"))
+        lines.append(Before(each["name"], each["n"], before, after, ratio, before_at, after_at, tone, each["sentence"]))
     return lines
 
 
@@ -273,7 +262,7 @@ def _tokens(tokens: Any) -> str:
     if isinstance(tokens, Mapping):
         return ", ".join(f"{count:,} {name}" for name, count in tokens.items())
     if isinstance(tokens, list | tuple):
-        return f"{tokens[0]:,} read, {tokens[1]:,} written"
+        return f"{tokens[0]:,} in, {tokens[1]:,} out"
     return f"{tokens:,}"
 
 

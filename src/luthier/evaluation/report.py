@@ -46,6 +46,7 @@ class Comparison:
     rows_needed: int | None = None
     fixed: int | None = None
     broken: int | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

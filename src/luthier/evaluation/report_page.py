@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from luthier import disk, sheet
 from luthier.evaluation import charts, metrics, page_rows, page_tables
-from luthier.evaluation.curves import Curve, turned
+from luthier.evaluation.curves import Curve
 from luthier.evaluation.metrics import Metric
 from luthier.evaluation.predictions import Row, side
 from luthier.evaluation.report import Comparison, Report, digits_of, say

@@ -1,13 +1,14 @@
 "use strict";
-// The rows of a page: one list of them all, by fate, class and words, a page at a time. Nothing is made of any text here:
+// The rows of a page: one list of them all, by fate, class and words, some at a time. Nothing is made of any text here:
 // rows that stand in the page are moved, shown and hidden.
 {
   const section = document.getElementById("rows");
   if (section) {
-    const A_PAGE = 25;
+
     const all = (what) => [...section.querySelectorAll(what)];
     const list = document.getElementById("list");
     const rows = all(".one");
+    const A_PAGE = list.matches("tbody") ? 25 : 10;
     const chips = all(".chips button");
     const classes = section.querySelector("select");
     const search = section.querySelector("input");
