@@ -108,8 +108,8 @@ def compare(subjects: Sequence[Run]) -> Compared:
         _settings(subjects),
         len(shared),
         judged_by[0].name,
-        {metric.name: _tests(metric, rows, [run.id for run in subjects]) for metric in judged_by},
-        _differing(judged_by[0], rows),
+        {metric.name: tests(metric, rows, [run.id for run in subjects]) for metric in judged_by},
+        differing(judged_by[0], rows),
         (*_notes(read, len(shared)), *left_out),
     )
 
@@ -209,7 +209,7 @@ def _notes(read: Sequence[_Read], shared: int) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- tests, rows
 
 
-def _tests(metric: Metric, rows: Sequence[Sequence[Prediction]], names: Sequence[str]) -> tuple[Comparison, ...]:
+def tests(metric: Metric, rows: Sequence[Sequence[Prediction]], names: Sequence[str]) -> tuple[Comparison, ...]:
     """Every later run against the first."""
     found = [verdict(metric, each, rows[0], (name, names[0])) for each, name in zip(rows[1:], names[1:], strict=True)]
     return tuple(found) if len(found) == 1 else adjusted(found)
@@ -237,7 +237,7 @@ def _with(one: Comparison, p: float) -> Comparison:
     return replace(one, p_holm=p, sentence=f"{one.sentence}; {say_p(p)} among these runs")
 
 
-def _differing(lead: Metric, rows: Sequence[Sequence[Prediction]]) -> tuple[Differing, ...]:
+def differing(lead: Metric, rows: Sequence[Sequence[Prediction]]) -> tuple[Differing, ...]:
     """Rows whose values are not all the same, those first on which the first run is most ahead of the others."""
     sign = 1 if lead.higher_is_better else -1
     found: list[tuple[float, Differing]] = []
