@@ -40,9 +40,9 @@ PAYLOADS = (
     "<embed src='data:text/html,<script>alert(1)</script>'>",
     f"<form><button formaction='javascript:{RUNS}'>x</button></form>",
     # out of an attribute
-    f"\" onmouseover=\"{RUNS}",
+    f'" onmouseover="{RUNS}',
     f"' onmouseover='{RUNS}",
-    f"\"><svg onload={RUNS}>",
+    f'"><svg onload={RUNS}>',
     f"'><img src=x onerror={RUNS}>",
     f"` onmouseover=`{RUNS}",
     f"x onfocus={RUNS} autofocus tabindex=1",

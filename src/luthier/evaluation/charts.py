@@ -239,18 +239,22 @@ def overlay(curves: Mapping[str, Sequence[tuple[int, float]]], dotted: bool) -> 
         dots = tuple((x(at), y(loss), f"{key}: {loss:.4g} at {at:,}") for at, loss in points) if dotted else ()
         lines.append((key, _points(points, x, y), dots, (x(points[-1][0]), y(points[-1][1]))))
     return Overlay(
-        _apart(lines),
+        _apart(lines, ends.bottom),
         tuple((x(tick), _thousands(tick)) for tick in x_ticks if tick <= max(places)),
         tuple((y(tick), f"{tick:.4g}") for tick in y_ticks),
     )
 
 
-def _apart(lines: list[Any], least: float = 13.0) -> tuple[Any, ...]:
-    """The keys at the ends of lines, moved apart where they would cover each other."""
-    placed, above = {}, -math.inf
+def _apart(lines: list[Any], bottom: float, least: float = 13.0) -> tuple[Any, ...]:
+    """The keys at the ends of lines, moved apart where they would cover each other, none below `bottom`."""
+    placed: dict[str, tuple[float, float]] = {}
+    above, below = -math.inf, bottom
     for key, _, _, (x, y) in sorted(lines, key=lambda line: line[3][1]):
         above = max(y, above + least)
-        placed[key] = (x, round(above, 1))
+        placed[key] = (x, above)
+    for key, (x, y) in reversed(placed.items()):
+        placed[key] = (x, round(min(y, below), 1))
+        below = placed[key][1] - least
     return tuple((key, points, dots, placed[key]) for key, points, dots, _ in lines)
 
 

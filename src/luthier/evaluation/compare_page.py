@@ -47,7 +47,10 @@ def render(compared: Compared) -> str:
         "tone": _tone(compared),
         "scores": [(metric, _scores(metric, compared)) for metric in known.values()],
         "tests": [(metric.title, _gaps(metric, compared)) for metric in known.values()],
-        "settings": [(s.path, [yaml(value) for value in s.values], s.origins) for s in compared.settings],
+        "settings": [
+            (s.path, ["–" if value is None else yaml(value) for value in s.values], s.origins)
+            for s in compared.settings
+        ],
         "what": "validation" if validation else "training",
         "by_update": _overlay(compared, validation, by_tokens=False),
         "by_tokens": _overlay(compared, validation, by_tokens=True),
