@@ -330,6 +330,8 @@ def compare(
 
     if html is not None:
         screen.check_page(html)
+    if len(words) < 2:
+        raise SpecError("one run alone cannot be compared", hint="name two runs or more")
     here = _studio()
     with screen.busy("comparing the answers"):
         found = here.compare([here.find(word) for word in words])
