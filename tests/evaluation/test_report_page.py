@@ -261,6 +261,23 @@ def test_a_rubric_has_its_own_scale() -> None:
     assert (line.at, line.low, line.high, line.bound_low) == (50.0, 25.0, 75.0, 37.5)
 
 
+def test_parts_without_a_base_have_their_score_alone(tmp_path: Path) -> None:
+    made, rows = sql_report(tmp_path)
+    nothing = dict.fromkeys(("base", "fixed", "broken", "difference", "low", "high"))
+    alone = {"by": "length", "name": "short", "n": 30, "tuned": 0.25} | nothing
+    [line] = page_tables.slices([alone], METRICS["exact_match"])
+    assert (line.tuned, line.base, line.words, line.tone) == ("25.0", "–", "", "dim")
+    page = report_page.render(dataclasses.replace(full(made), differences=(alone,)), rows)
+    assert "short" in page and "short: " not in page
+
+
+def test_forgetting_may_be_told_by_another_metric() -> None:
+    own = {"name": "own", "n": 9, "before": 0.8, "after": 0.6, "ratio": None, "low": -0.3, "high": -0.1, "sentence": ""}
+    [line] = page_tables.forgetting([own])
+    assert (line.before_at, line.after_at, line.tone) == (80.0, 60.0, "bad")
+    assert line.ratio == "−0.20 (−0.30 to −0.10)"
+
+
 def test_a_gap_lies_around_zero(tmp_path: Path) -> None:
     made, _ = sql_report(tmp_path)
     compared = made.comparisons["exact_match"]

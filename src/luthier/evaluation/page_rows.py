@@ -10,7 +10,8 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 
 from luthier.evaluation.metrics import Metric, Prediction
@@ -122,12 +123,20 @@ def of_report(rows: Sequence[Row], lead: Metric, reasons: Mapping[str, str] | No
     return gathered([one for _, one in ranked], FATES, lead, reasons or {})
 
 
+def reasons_of(rows: Sequence[Row]) -> dict[str, str]:
+    """A judge's words by the row's id, where predictions hold them."""
+    if "rationale" not in {field.name for field in fields(Prediction)}:
+        return {}
+    told = attrgetter("id", "rationale")
+    return {name: words for name, words in (told(row.sides["tuned"]) for row in rows) if words}
+
+
 FATES: tuple[Fate, ...] = (
     ("broken", "bad", "Got worse"),
     ("lost", "bad", "Lost"),
     ("wrong", "plain", "Wrong"),
     ("same", "plain", "As before"),
-    ("scored", "plain", "Lowest first"),
+    ("scored", "plain", "Worst first"),
     ("fixed", "good", "Fixed"),
     ("gained", "good", "Gained"),
     ("right", "good", "Right"),

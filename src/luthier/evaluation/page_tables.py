@@ -153,22 +153,28 @@ def _around_zero(values: tuple[float, float, float], reach: float | None) -> tup
 
 
 def slices(found: Sequence[Mapping[str, Any]], lead: Metric) -> list[Gap]:
-    """Parts of the rows, grouped by what they have in common: who gained and who lost there, on one scale."""
+    """Parts of the rows, grouped by what they have in common: who gained and who lost there, on one scale.
+
+    Where there was no base a part has its score alone.
+    """
     scale, digits = (100.0, 1) if lead.top == 1.0 else (1.0, 1 if lead.top else 3)
-    reach = max((abs(x) for each in found for x in (each["low"], each["high"])), default=1.0)
-    lines = []
-    for each in found:
-        places = _around_zero((each["difference"], each["low"], each["high"]), reach)
-        tone = "good" if each["low"] > 0 else "bad" if each["high"] < 0 else "dim"
-        if not lead.higher_is_better:
-            tone = {"good": "bad", "bad": "good"}.get(tone, tone)
-        note = "" if each["fixed"] is None else f"{each['fixed']:,} fixed, {each['broken']:,} broken"
-        said = _words(each["difference"], each["low"], each["high"], scale, digits)
-        tuned, base = (_figure(each[who], scale, digits) for who in ("tuned", "base"))
-        lines.append(
-            Gap(each["name"], each["n"], said, *places, tone, "", "", note, by=each["by"], tuned=tuned, base=base)
-        )
-    return lines
+    reach = max((abs(x) for each in found for x in (each["low"], each["high"]) if x is not None), default=1.0)
+    return [_slice(each, lead, reach, scale, digits) for each in found]
+
+
+def _slice(each: Mapping[str, Any], lead: Metric, reach: float, scale: float, digits: int) -> Gap:
+    tuned, base = (_figure(each[who], scale, digits) for who in ("tuned", "base"))
+    if each["difference"] is None:
+        nowhere = (50.0, 50.0, 50.0, 50.0)
+        return Gap(each["name"], each["n"], "", *nowhere, "dim", "", "", "", by=each["by"], tuned=tuned, base=base)
+    difference, low, high = each["difference"], each["low"], each["high"]
+    tone = "good" if low > 0 else "bad" if high < 0 else "dim"
+    if not lead.higher_is_better:
+        tone = {"good": "bad", "bad": "good"}.get(tone, tone)
+    note = "" if each["fixed"] is None else f"{each['fixed']:,} fixed, {each['broken']:,} broken"
+    places = _around_zero((difference, low, high), reach)
+    said = _words(difference, low, high, scale, digits)
+    return Gap(each["name"], each["n"], said, *places, tone, "", "", note, by=each["by"], tuned=tuned, base=base)
 
 
 def _figure(score: Any, scale: float, digits: int) -> str:
@@ -182,7 +188,7 @@ def _figure(score: Any, scale: float, digits: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """Perplexity before and after on one set of texts; places in per cent of a logarithmic scale."""
+    """A score before and after on one set of texts; places in per cent of the width."""
 
     name: str
     n: int
@@ -196,16 +202,27 @@ class Before:
 
 
 def forgetting(found: Sequence[Mapping[str, Any]]) -> list[Before]:
-    """What became of texts that have nothing to do with the task, all on one logarithmic scale."""
-    seen = [each[when] for each in found for when in ("before", "after")]
+    """What became of texts that have nothing to do with the task. Perplexities share one logarithmic scale.
+
+    With another metric there is no ratio: the interval is that of after - before, on a scale from zero.
+    """
+    seen = [each[when] for each in found if each["ratio"] is not None for when in ("before", "after")]
     bottom, top = (min(seen) / 1.5, max(seen) * 1.1) if seen else (1.0, 2.0)
     lines = []
     for each in found:
-        tone = "bad" if each["low"] > 1 else "good" if each["high"] < 1 else "dim"
-        before_at, after_at = (charts.share_of(each[when], bottom, top, log=True) for when in ("before", "after"))
-        ratio = f"× {each['ratio']:.2f} ({each['low']:.2f}–{each['high']:.2f})"
+        low, high, ratio = each["low"], each["high"], each["ratio"]
+        if ratio is None:
+            ends = (0.0, max(1.0, each["before"], each["after"]), False)
+            changed = f"{each['after'] - each['before']:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
+            tone = "good" if low > 0 else "bad" if high < 0 else "dim"
+        else:
+            ends, changed = (bottom, top, True), f"× {ratio:.2f} ({low:.2f}–{high:.2f})"
+            tone = "bad" if low > 1 else "good" if high < 1 else "dim"
+        before_at, after_at = (charts.share_of(each[when], *ends) for when in ("before", "after"))
         before, after = (f"{each[when]:.3g}" for when in ("before", "after"))
-        lines.append(Before(each["name"], each["n"], before, after, ratio, before_at, after_at, tone, each["sentence"]))
+        lines.append(
+            Before(each["name"], each["n"], before, after, changed, before_at, after_at, tone, each["sentence"])
+        )
     return lines
 
 

@@ -68,7 +68,7 @@ def render(
         "judge": page_tables.judged(told["judge"]) if told.get("judge") else None,
         "openings": page_tables.openings(told.get("openings") or ()),
         "grouped_by": told.get("grouped_by"),
-        "cases": page_rows.of_report(rows, lead, reasons) if lead and rows else None,
+        "cases": page_rows.of_report(rows, lead, reasons or page_rows.reasons_of(rows)) if lead and rows else None,
         "settings": sorted(((p, yaml(v), o) for p, v, o in settings), key=lambda setting: setting[2] != "you"),
     }
     return sheet.render("evaluation/report.html.j2", values, "evaluation/report.css", "evaluation/rows.js")
