@@ -14,7 +14,6 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 import luthier
 
@@ -26,10 +25,11 @@ def render(template: str, values: Mapping[str, Any], style: str, script: str | N
     style, script, handler, picture or address does anything in it, whatever a text may hold.
     """
     styles = _file("sheet.css") + _file(style)
-    given = {"style": Markup(styles), "script": Markup(_file(script)) if script else "", "version": luthier.__version__}
-    allowed = f"style-src {_named(styles)}" + (f"; script-src {_named(given['script'])}" if script else "")
+    acts = _file(script) if script else ""
+    allowed = f"style-src {_named(styles)}" + (f"; script-src {_named(acts)}" if acts else "")
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
-    return _environment().get_template(template).render(**given, policy=Markup(policy), **values)
+    ours = {"style": styles, "script": acts, "policy": policy, "version": luthier.__version__}
+    return _environment().get_template(template).render(values, **ours)
 
 
 @cache
