@@ -50,9 +50,10 @@ def test_the_fields_are_those_of_the_design():
 
 
 def test_at_most_80_leaf_fields():
+    """Paths a file can set: `method.rank` is one, though LoRA and QLoRA both have it."""
     roots = {kind.root for kind in values.sections()}
-    leaves = sum((*kind.root, name) not in roots for kind in values.sections() for name in kind.model_fields)
-    assert 70 < leaves <= 80
+    leaves = {(*kind.root, name) for kind in values.sections() for name in kind.model_fields} - roots
+    assert 70 < len(leaves) <= 80
 
 
 def test_every_section_and_field_is_described_once():

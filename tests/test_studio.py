@@ -235,8 +235,8 @@ def test_a_run_speaks_is_evaluated_on_other_rows_and_compared(
     slower = FEW | {"learning_rate": 2e-3}
     other = studio.tune(experiment(task="generation", evaluation=asked, training=slower))
     compared = studio.compare([run, other])
-    assert compared["exact_match"][0].n == report(run).scores["exact_match"].n
-    assert other.id in compared["exact_match"][0].sentence and set(compared) == set(asked["metrics"])
+    assert compared.tests["exact_match"][0].n == report(run).scores["exact_match"].n
+    assert other.id in compared.tests["exact_match"][0].sentence and set(compared.tests) == set(asked["metrics"])
 
 
 @pytest.fixture

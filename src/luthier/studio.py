@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from luthier.data.lengths import LengthAdvice
     from luthier.data.prepare import Dataset
     from luthier.data.seen import Seen
+    from luthier.evaluation.compare import Compared
     from luthier.evaluation.ladder import Ladder
-    from luthier.evaluation.report import Comparison, Report
+    from luthier.evaluation.report import Report
     from luthier.evaluation.seeds import Seeds
     from luthier.publishing import Published
     from luthier.workbench import Reply
@@ -248,29 +249,13 @@ class Studio:
             raise SpecError("a base model needs rows to be evaluated on", hint="say which: `--data FILE`")
         return assessment.of_base(subject, data, self.home, wishes)
 
-    def compare(self, subjects: Sequence[Run]) -> dict[str, list[Comparison]]:
-        """Each run against the first on the test rows both answered: metric → comparisons, in the order of the runs."""
-        from luthier.evaluation import judgements, metrics, predictions
-        from luthier.evaluation.report import verdict
+    def compare(self, subjects: Sequence[Run]) -> Compared:
+        """Two to eight runs side by side, each against the first on the test rows that all answered."""
+        from luthier.evaluation import compare
 
-        answered = {}
         for run in subjects:
-            every = judgements.joined(predictions.read(_reported(run) / "predictions.jsonl"), run.path)
-            rows = predictions.side(every, "tuned")
-            answered[run.id] = {row.id: row for row in rows}
-        shared = set.intersection(*(set(rows) for rows in answered.values()))
-        if not shared:
-            raise SpecError("these runs share no test row", hint="compare runs of one data set")
-        names = list(report(subjects[0]).scores)
-        order = [row for row in answered[subjects[0].id] if row in shared]
-        first = [answered[subjects[0].id][row] for row in order]
-        return {
-            metric.name: [
-                verdict(metric, [answered[run.id][row] for row in order], first, (run.id, subjects[0].id))
-                for run in subjects[1:]
-            ]
-            for metric in metrics.by_name(names)
-        }
+            _reported(run)
+        return compare.compare(subjects)
 
     def seeds(self, subjects: Sequence[Run]) -> tuple[Seeds, ...]:
         """What runs of one experiment with several seeds say together, metric by metric, the leading one first.
@@ -350,8 +335,8 @@ def evaluate(subject: Subject, data: str | Path | None = None, wishes: Sequence[
     return studio.evaluate(studio.subject(subject) if isinstance(subject, str) else subject, data, wishes)
 
 
-def compare(*subjects: Run | str) -> dict[str, list[Comparison]]:
-    """Each run (or the one that a word means) against the first, on the test rows both answered."""
+def compare(*subjects: Run | str) -> Compared:
+    """Two to eight runs (or those that words mean) side by side, each against the first on the same test rows."""
     return Studio().compare([_meant(subject) for subject in subjects])
 
 

@@ -36,7 +36,7 @@ OWN_FLAGS = {
     "runs": {"--json"},
     "show": {"--json"},
     "evaluate": {"--data", "--base-url", "--set", "--json"},
-    "compare": {"--json"},
+    "compare": {"--html", "--json"},
     "generate": {"--file", "--base", "--json"},
     "publish": {"--merge", "--json"},
 }
@@ -308,7 +308,21 @@ def test_after_a_run_it_is_listed_shown_asked_and_compared(
     assert re.fullmatch(r"tuned: .*\nbase: .*\n", named.out) and named.err == ""
     assert newest in luthier("show").out and "exact match" in luthier("show", older).out
     assert json.loads(luthier("show", "--json").out)["report"]["verdict"]
-    assert f"{newest} " in luthier("compare", older, newest).out
+    compared = luthier("compare", older, newest)
+    assert f"{newest} " in compared.out and "seed" in compared.out and "B cannot be told from A" in compared.err
+    told = json.loads(luthier("compare", older, newest, "--json").out)
+    assert [run["run"] for run in told["runs"]] == [older, newest]
+    assert told["shared"] == told["tests"]["exact_match"][0]["n"]
+    assert luthier("compare", older, newest, "--html", "both.html").out == "both.html\n"
+    assert "Two runs, side by side" in (tmp_path / "both.html").read_text(encoding="utf-8")
+    for words, said in (
+        ((older, older), "named twice"),
+        ((older, "nobody"), "no run `nobody`"),
+        ((older,) * 9, "9 runs"),
+    ):
+        refused = luthier("compare", *words)
+        assert refused.code == 2 and said in refused.err and "Traceback" not in refused.err
+    assert luthier("compare", older, newest, "--html", "both.yaml").code == 2
     rows.write(tmp_path / "fresh.jsonl", [{"input": f"item {i}?", "output": "red"} for i in range(90, 93)])
     assert "n = 3" in luthier("evaluate", newest, "--data", "fresh.jsonl").out
     answer = luthier("generate", newest, "item 3?")

@@ -384,21 +384,29 @@ def evaluate(
 
 def compare(
     words: Annotated[
-        list[str], typer.Argument(help="Two runs or more; the first is compared with.", metavar="RUN RUN…")
+        list[str], typer.Argument(help="Two to eight runs; the first is compared with.", metavar="RUN RUN…")
     ],
+    html: Annotated[Path | None, typer.Option(help="Write the comparison as a page.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Runs against the first one, on the same test rows, with a paired test."""
-    here = _studio()
+    """Runs against the first one: settings that differ, paired tests on the same test rows, rows where they differ."""
+    from luthier.cli import compared
+
+    if html is not None:
+        screen.check_page(html)
     if len(words) < 2:
         raise SpecError("one run alone cannot be compared", hint="name two runs or more")
-    found = here.compare([here.find(word) for word in words])
+    here = _studio()
+    with screen.busy("comparing the answers"):
+        found = here.compare([here.find(word) for word in words])
+        if html is not None:
+            compared.page(found, html)
     if as_json:
-        screen.as_json({metric: [asdict(each) for each in compared] for metric, compared in found.items()})
-        return
-    for compared in found.values():
-        for each in compared:
-            screen.line(each.sentence)
+        screen.as_json(found)
+    elif html is not None:
+        screen.line(str(html))
+    else:
+        compared.tell(found)
 
 
 def generate(

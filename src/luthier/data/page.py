@@ -10,16 +10,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-import luthier
-from luthier import disk
+from luthier import disk, sheet
 from luthier.data import census, survey
 from luthier.data.census import SIDES, Split
 from luthier.data.dataset import SPLITS, Dataset, shortly
@@ -42,38 +37,29 @@ def render(dataset: Dataset) -> str:
     counted = census.count(dataset)
     train = counted["train"]
     sides = SIDES[:1] if dataset.labels else SIDES  # of a class's name the length says nothing
-    return _template().render(
-        d=dataset,
-        short=shortly(dataset),
-        name=_name(dataset),
-        version=luthier.__version__,
-        remarks=dataset.summary.get("remarks", []),
-        notes=dataset.summary.get("notes", []),
-        splits=[
+    values = {
+        "d": dataset,
+        "short": shortly(dataset),
+        "name": _name(dataset),
+        "remarks": dataset.summary.get("remarks", []),
+        "notes": dataset.summary.get("notes", []),
+        "splits": [
             (name, dataset.summary["rows"].get(name), dataset.counts[name], dataset.splits[name]) for name in SPLITS
         ],
-        reasons=list(_reasons(dataset.summary)),
-        cleaning=[told | {"name": name} for name, told in dataset.summary.get("cleaning", {}).items()],
-        classes=_classes(counted),
-        more_classes=max(0, len(_all_classes(counted)) - CLASSES_SHOWN),
-        charts=[_chart(side, train.lengths[side]) for side in sides if train.lengths[side].longest],
-        quantiles=[_quantiles(name, side, split) for name, split in counted.items() if split.rows for side in sides],
-        languages=[
+        "reasons": list(_reasons(dataset.summary)),
+        "cleaning": [told | {"name": name} for name, told in dataset.summary.get("cleaning", {}).items()],
+        "classes": _classes(counted),
+        "more_classes": max(0, len(_all_classes(counted)) - CLASSES_SHOWN),
+        "charts": [_chart(side, train.lengths[side]) for side in sides if train.lengths[side].longest],
+        "quantiles": [_quantiles(name, side, split) for name, split in counted.items() if split.rows for side in sides],
+        "languages": [
             _tongues(name, side, split) for name, split in counted.items() for side in SIDES if split.languages[side]
         ],
-        first=[(name, [_shown(record) for record in split.first]) for name, split in counted.items() if split.first],
-        curve=survey.learning_curve(train.rows),
-        advice=survey.ADVICE,
-    )
-
-
-@cache
-def _template() -> jinja2.Template:
-    source = resources.files(__package__).joinpath("dataset.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source)
+        "first": [(name, [_shown(record) for record in split.first]) for name, split in counted.items() if split.first],
+        "curve": survey.learning_curve(train.rows),
+        "advice": survey.ADVICE,
+    }
+    return sheet.render("data/dataset.html.j2", values, "data/dataset.css")
 
 
 def _name(dataset: Dataset) -> str:

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 
-import jinja2
-
-import luthier
-from luthier import disk
+from luthier import disk, sheet
 from luthier.data.seen import Seen, marked
 
 
@@ -36,7 +31,7 @@ def write(rows: Sequence[Seen], facts: Mapping[str, str], path: Path) -> None:
 def render(rows: Sequence[Seen], facts: Mapping[str, str]) -> str:
     """The page as text."""
     shown = [(row, tuple(_tokens(row))) for row in rows]
-    return _template().render(rows=shown, facts=facts, version=luthier.__version__)
+    return sheet.render("data/seen.html.j2", {"rows": shown, "facts": facts}, "data/seen.css")
 
 
 def _tokens(row: Seen) -> Iterator[_Token]:
@@ -46,12 +41,3 @@ def _tokens(row: Seen) -> Iterator[_Token]:
         said = ["trained"] * learned + ["special"] * special
         title = f"token {index + 1:,}, id {token_id}" + (f": {', '.join(said)}" if said else "")
         yield _Token(style, title, tuple(marked(piece)))
-
-
-@cache
-def _template() -> jinja2.Template:
-    source = resources.files(__package__).joinpath("seen.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source)
