@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from luthier.evaluation import ladder_page
 from luthier.evaluation.ladder import Choice, Ladder, Rung
-from tests.data.test_page import Tags
+from tests.browser import check_markup, opened
 from tests.evaluation.sample import HOSTILE
 from tests.evaluation.test_ladder import concluded
 
@@ -56,32 +55,18 @@ def test_every_rung_is_a_dot_with_its_interval_in_three_panels() -> None:
 
 def test_nothing_comes_from_outside_and_every_text_is_text() -> None:
     text = ladder_page.render(climbed())
-    tags = Tags(text)
-    assert tags.open == [] and not tags.names & {"script", "img", "iframe", "link", "a", "form", "object", "embed"}
-    assert not {name for name in tags.attributes if name.startswith("on") or name in ("src", "href")}
-    assert "default-src 'none'" in text and "&lt;script&gt;alert(1)" in text and "{{ 7*7 }}" in text
+    check_markup(text)
+    assert "&lt;script&gt;alert(1)" in text and "{{ 7*7 }}" in text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_in_a_browser(tmp_path: Path, theme: str) -> None:
-    sync = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs a chromium browser")
     path = tmp_path / "ladder.html"
     path.write_text(ladder_page.render(climbed()), encoding="utf-8")
-    with sync.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=theme)
-        seen: list[str] = []
-        view.on("request", lambda request: seen.append(request.url))
-        view.on("dialog", lambda dialog: seen.append(dialog.message))
-        view.on("console", lambda message: seen.append(message.text))
-        view.goto(path.as_uri())
-        assert [url for url in seen if not url.endswith("/ladder.html")] == []
-        assert view.evaluate("document.documentElement.scrollWidth") == 390
-        paper = view.evaluate("getComputedStyle(document.body).backgroundColor")
+    with opened(path, theme) as view:
+        assert view.seen == [] and view.violations() == []
+        assert view.page.evaluate("document.documentElement.scrollWidth") == 390
+        paper = view.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(250, 249, 246)" if theme == "light" else "rgb(20, 19, 16)")
-        assert view.get_by_role("heading", name="Learning rates").is_visible()
-        browser.close()
+        assert view.page.get_by_role("heading", name="Learning rates").is_visible()

@@ -9,16 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
-import jinja2
-
-import luthier
-from luthier.evaluation import charts
+from luthier import sheet
+from luthier.evaluation import charts, metrics
 from luthier.evaluation.ladder import Choice, Ladder, Rung
-from luthier.evaluation.metrics import METRICS
 from luthier.evaluation.report import digits_of, say, say_p
 
 WIDTH, HEIGHT = 352.0, 300.0
@@ -33,34 +28,25 @@ _TOKENS = {f"{m * 10**k:,}": m * 10**k for k in range(7) for m in (1, 2, 5)}
 
 def render(ladder: Ladder) -> str:
     """The page as text."""
-    metric = METRICS.get(ladder.metric)
-    title, top = (metric.title, metric.top) if metric else (ladder.metric.replace("_", " "), None)
+    metric = metrics.by_name([ladder.metric])[0]
+    title, top = metric.title, metric.top
     answer, _, reason = ladder.sentence.partition(": ")
     numbered = dict(enumerate((rung for rung in ladder.rungs if rung.state == "done"), 1))
-    return _template().render(
-        lad=ladder,
-        title=title,
-        tone="open" if ladder.answer == ladder.rungs[0].name else "good",
-        answer=answer[0].upper() + answer[1:],
-        reason=reason.strip()[0].upper() + reason.strip()[1:],
-        lines=[_line(rung, _number(rung, numbered), ladder, top) for rung in ladder.rungs],
-        panels=_panels(numbered, ladder),
-        others=_others(ladder),
-        choices=[
+    values = {
+        "lad": ladder,
+        "title": title,
+        "tone": "open" if ladder.answer == ladder.rungs[0].name else "good",
+        "answer": answer[0].upper() + answer[1:],
+        "reason": reason.strip()[0].upper() + reason.strip()[1:],
+        "lines": [_line(rung, _number(rung, numbered), ladder, top) for rung in ladder.rungs],
+        "panels": _panels(numbered, ladder),
+        "others": _others(ladder),
+        "choices": [
             (rung.title, _trials(each), each, duration(each.seconds)) for rung in ladder.rungs if (each := rung.choice)
         ],
-        lower=metric is not None and not metric.higher_is_better,
-        version=luthier.__version__,
-    )
-
-
-@cache
-def _template() -> jinja2.Template:
-    source = resources.files(__package__).joinpath("ladder.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source)
+        "lower": not metric.higher_is_better,
+    }
+    return sheet.render("evaluation/ladder.html.j2", values, "evaluation/ladder.css")
 
 
 def _number(rung: Rung, numbered: Mapping[int, Rung]) -> int | None:
@@ -88,8 +74,8 @@ class Line:
 
 def table(ladder: Ladder) -> list[Line]:
     """The rungs in words, for any screen."""
-    metric = METRICS.get(ladder.metric)
-    return [_line(rung, None, ladder, metric.top if metric else None) for rung in ladder.rungs]
+    metric = metrics.by_name([ladder.metric])[0]
+    return [_line(rung, None, ladder, metric.top) for rung in ladder.rungs]
 
 
 def _line(rung: Rung, number: int | None, ladder: Ladder, top: float | None) -> Line:
@@ -152,11 +138,10 @@ def _others(ladder: Ladder) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for rung in ladder.rungs for name in rung.scores or {} if name != ladder.metric)
     rows = []
     for name in names:
-        metric = METRICS.get(name)
-        top = metric.top if metric else None
+        metric = metrics.by_name([name])[0]
         found = [(rung.scores or {}).get(name) for rung in ladder.rungs]
-        cells = ["" if score is None else say(score, top) for score in found]
-        rows.append((metric.title if metric else name, cells))
+        cells = ["" if score is None else say(score, metric.top) for score in found]
+        rows.append((metric.title, cells))
     return rows
 
 
