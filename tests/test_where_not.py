@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from luthier import assessment, runs, spec, worker
+from luthier import afterwards, runs, spec, worker
 from luthier.errors import DataError, LuthierError, NotFound, SpecError
 from luthier.evaluation.report import Report, read_json
 from luthier.studio import Studio, failure
@@ -64,7 +64,7 @@ def test_slices_and_groups_stand_in_the_report(
     assert sum(each.n for each in told.differences if each.by == "length") == told.scores["exact_match"].n
     assert named["slice", "korean"].base is not None
     later = rows.write(tmp_path / "later.jsonl", [{"input": f"item {i}?", "output": "red"} for i in range(12)])
-    again = assessment.of_run(run, later)
+    again = afterwards.of_run(run, later)
     assert "slice `korean`: these rows have no column lang" in again.notes
     assert [each.name for each in again.differences if each.by == "slice"] == []
 

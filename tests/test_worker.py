@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from luthier import assessment, runs, spec, workbench, worker
+from luthier import afterwards, runs, spec, workbench, worker
 from luthier.evaluation import predictions
 from luthier.evaluation.report import read_json
 from luthier.models.forward import Batch
@@ -108,7 +108,7 @@ def test_what_is_read_back_from_the_folder_answers_as_it_did(
     run = carry(begin(tiny(kind), data(tmp_path), **wishes))
     assert failure(run) is None
     before = {row.sides["tuned"].id: row.sides for row in predictions.read(run.path / "predictions.jsonl")}
-    assessment.of_run(run, data(tmp_path))
+    afterwards.of_run(run, data(tmp_path))
     [again] = (run.path / "evaluations").glob("*/predictions.jsonl")
     after = {row.sides["tuned"].id: row.sides for row in predictions.read(again)}
     assert before.keys() < after.keys()
@@ -127,7 +127,7 @@ def test_rows_evaluated_later_are_repaired_as_the_run_s_own_were_and_none_is_dro
     wishes = {"task": "generation", "evaluation": {"max_new_tokens": 4}}
     run = carry(begin(tiny("tiny_llama"), {"train": str(rows.pairs(tmp_path)), "clean": clean}, **wishes))
     later = rows.write(tmp_path / "later.jsonl", [{"input": f" item  {i}? ", "output": "N/A"} for i in (1, 2)])
-    report = assessment.of_run(run, later)
+    report = afterwards.of_run(run, later)
     [answers] = (run.path / "evaluations").glob("*/predictions.jsonl")
     assert {row.sides["tuned"].prompt for row in predictions.read(answers)} == {"item 1?", "item 2?"}
     assert next(iter(report.scores.values())).n == 2
@@ -249,7 +249,7 @@ def test_the_report_says_where_rounding_may_decide(
     model = {"name": str(tiny("tiny_llama")), "dtype": dtype}
     wishes = {"task": "generation", "evaluation": {"max_new_tokens": 3}}
     run = carry(begin(model, rows.pairs(tmp_path), **wishes))
-    for report in (read_json(run.path / "report.json"), assessment.of_run(run, rows.pairs(tmp_path))):
+    for report in (read_json(run.path / "report.json"), afterwards.of_run(run, rows.pairs(tmp_path))):
         assert ("answers in bfloat16: where two tokens" in " ".join(report.notes)) == (dtype == "bfloat16")
     asked = [row.sides["tuned"].prompt for row in predictions.read(run.path / "predictions.jsonl")]
     words = workbench.open_run(run).base.tokenizer

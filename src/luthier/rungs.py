@@ -168,6 +168,8 @@ def ask(folder: Path, task: dict[str, Any], tell: Tell) -> dict[str, Any]:
         answered += count
         tell(_progress(f"asking the {name}: {answered:,} of {len(exam.questions):,} answers"))
 
+    if exam.split == "test":
+        assessment.opened(exam, dataset, f"{experiment.name} {name}", len(exam.questions))
     assessment.answers(exam, {"base": answerer}, folder / ANSWERS, task["key"], heard)
     asked = [question.encoded for question in shown.questions]
     mean = float(rows.lengths(asked).mean()) if asked else 0.0

@@ -239,15 +239,15 @@ class Studio:
         `wishes` ("evaluation.judge=gpt-4o-mini") change how a run or a base is scored; without any, and without `data`,
         a run's report is read.
         """
-        from luthier import assessment
+        from luthier import afterwards
 
         if isinstance(subject, Run):
             if data is None:
-                return assessment.of_test(subject, wishes) if wishes else report(subject)
-            return assessment.of_run(subject, data, wishes)
+                return afterwards.of_test(subject, wishes) if wishes else report(subject)
+            return afterwards.of_run(subject, data, wishes)
         if data is None:
             raise SpecError("a base model needs rows to be evaluated on", hint="say which: `--data FILE`")
-        return assessment.of_base(subject, data, self.home, wishes)
+        return afterwards.of_base(subject, data, self.home, wishes)
 
     def compare(self, subjects: Sequence[Run]) -> Compared:
         """Two to eight runs side by side, each against the first on the test rows that all answered."""
@@ -262,9 +262,9 @@ class Studio:
 
         It is kept in the first run's report. Raises NotFound where a run has none, SpecError where they share no row.
         """
-        from luthier import assessment
+        from luthier import afterwards
 
-        return assessment.of_seeds([done(run) for run in subjects])
+        return afterwards.of_seeds([done(run) for run in subjects])
 
     def generate(self, run: Run, prompts: Sequence[str], base: bool = False) -> Iterator[Reply]:
         """What the tuned model (and with `base` the untuned one) says to each prompt, piece by piece."""

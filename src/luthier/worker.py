@@ -62,6 +62,7 @@ def wait_for_a_run() -> Path | None:
     What is said from then on goes into the run's log. None if the one that started us left without a word.
     """
     import luthier.assessment
+    import luthier.checks
     import luthier.train.loop
     import luthier.workbench  # noqa: F401
 
@@ -178,7 +179,7 @@ def carry(run: Run, stop: Stop) -> Finished:
 
 def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
     """The base with its slot, the rows, what will be asked; with a word on what the rows promise."""
-    from luthier import assessment, workbench
+    from luthier import assessment, checks, workbench
     from luthier.data import gate, rows
     from luthier.models import methods
 
@@ -187,7 +188,7 @@ def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
     exam = assessment.exam(
         experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest, run.facts.get("drawn_by")
     )
-    exam = assessment.with_checks(exam, run, experiment, bench.base)
+    exam = checks.with_checks(exam, run, experiment, bench.base)
     findings = (*bench.findings, *assessment.findings_of(exam, experiment, bench.base))
     accepted = [finding for finding in findings if gate.is_accepted(finding, experiment.data.accept)]
     for finding in findings:
@@ -206,7 +207,7 @@ def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
 
 def _ask_base(run: Run, bench: Bench, tuned: Tuned, exam: Exam, stop: Stop) -> tuple[Answerer, str] | None:
     """The base answers before anything is trained: full tuning will change its weights."""
-    from luthier import assessment
+    from luthier import assessment, checks
 
     if not bench.experiment.evaluation.compare_base:
         return None
@@ -214,13 +215,13 @@ def _ask_base(run: Run, bench: Bench, tuned: Tuned, exam: Exam, stop: Stop) -> t
     answerer, name = assessment.base_answerer(exam, tuned, bench.dataset.stream("train"))
     path, heard = run.path / "base_predictions.jsonl", _heard(run, f"asking the {name}", len(exam.questions), stop)
     rows = assessment.answers(exam, {"base": answerer}, path, run.fingerprint, heard)
-    assessment.check_base(run, exam, tuned, lambda count: _go_on(stop))
+    checks.ask_base(run, exam, tuned, lambda count: _go_on(stop))
     return assessment.as_given(rows, "base"), name
 
 
 def _judge(run: Run, tuned: Tuned, exam: Exam, before: tuple[Answerer, str] | None, stop: Stop) -> None:
     """The tuned model answers the same rows; the report and the verdict follow."""
-    from luthier import assessment, workbench
+    from luthier import assessment, checks, workbench
     from luthier.evaluation import ask
 
     exam = assessment.open_test(run, exam)
@@ -228,7 +229,7 @@ def _judge(run: Run, tuned: Tuned, exam: Exam, before: tuple[Answerer, str] | No
     sides["tuned"] = ask.by_model(tuned, 0, exam.rules, exam.how)
     heard = _heard(run, "asking the tuned model", len(exam.questions) * len(sides), stop)
     rows = assessment.answers(exam, sides, run.path / "predictions.jsonl", run.fingerprint, heard)
-    exam = assessment.checked(run, exam, tuned, lambda count: _go_on(stop))
+    exam = checks.checked(run, exam, tuned, lambda count: _go_on(stop))
     wishes = workbench.experiment_of(run).evaluation.judge
     heard = _heard(run, "asking the judge", len(rows) * len(sides), stop)
     exam, rows = assessment.judged(wishes, exam, rows, run.path, heard)

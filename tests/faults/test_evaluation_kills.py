@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import luthier
-from luthier import assessment, runs, spec
+from luthier import afterwards, assessment, runs, spec
 from luthier.evaluation import predictions
 from luthier.studio import Studio
 from tests import rows, tiny
@@ -140,7 +140,7 @@ def test_an_evaluation_on_other_rows_killed_at_any_line_ends_with_the_same_bytes
     data = rows.write(tmp_path / "later.jsonl", [{"input": f"thing {i}?", "output": "blue"} for i in range(14)])
 
     def work(run: Path) -> int:
-        assessment.of_run(runs.load(run), data)
+        afterwards.of_run(runs.load(run), data)
         return 0
 
     killed_and_carried_again(trained, tmp_path, work, points, seed=2)
