@@ -87,7 +87,8 @@ def test_every_rung_is_climbed_once_and_the_test_rows_are_unread_until_the_rates
     assert [words.split(":")[0] for words in shown] == ["prompt tuning", "LoRA", "full", "zero-shot", "few-shot"]
     first = heard.index("zero-shot: asking the bare base")
     assert "reads train" in heard[:first] and not {"reads test", "asks None 4"} & set(heard[:first])
-    assert [words for words in heard if words.startswith("asks")] == ["asks None 4"] * 2 + ["asks 0 4"] * 3
+    test = [words for words in heard if words.startswith("asks") and words.endswith(" 4")]  # not the general texts
+    assert test == ["asks None 4"] * 2 + ["asks 0 4"] * 3
 
     assert [(rung.name, rung.state) for rung in found.rungs] == [
         (name, "done") for name in ("zero-shot", "few-shot", "prompt_tuning", "lora", "full")

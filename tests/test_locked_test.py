@@ -102,7 +102,7 @@ def test_the_base_that_is_asked_before_training_opens_it(
 
     monkeypatch.setattr(assessment.predictions, "collect", first_answer)
     worker.work(run.path, lambda: False)
-    assert seen == [run.id, run.id]
+    assert seen == [run.id] * 4  # the base, general texts, the tuned model, general texts
 
 
 def test_rows_of_validation_are_under_no_lock(tune: Callable[..., runs.Run], tmp_path: Path) -> None:
