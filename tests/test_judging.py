@@ -80,7 +80,7 @@ def test_the_judge_may_lead_and_two_judged_runs_compare(studio: Studio, experime
     assert report(one).verdict.startswith("judge (fake): tuned ")
     assert next(iter(report(one).scores)) == "judge" and report(one).scores["judge"].value >= 1
     found = studio.compare([one, two])
-    assert found["judge"][0].n == report(one).scores["judge"].n
+    assert found.tests["judge"][0].n == report(one).scores["judge"].n
 
 
 def test_a_silent_judge_leaves_the_report_and_the_same_command_completes_it(

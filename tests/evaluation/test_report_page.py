@@ -234,7 +234,7 @@ def test_reliability_is_drawn_where_there_are_probabilities(page: str) -> None:
 
 def test_every_optional_part_is_drawn_if_it_is_there(tmp_path: Path) -> None:
     made, rows = sql_report(tmp_path)
-    heads = ("Where it helped, and where not", "The judge", "What it forgot", "have been opened 2 times", "p, Holm")
+    heads = ("Where it helped, and where not", "The judge", "What it forgot", "have been opened 2 times")
     bare = report_page.render(made, rows)
     assert not [head for head in heads if head in bare] and "share a context" not in bare
     page = report_page.render(full(made, "a text"), rows)

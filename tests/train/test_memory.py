@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from luthier import spec
+from luthier.data.rows import heaviest
 from luthier.errors import TrainingError
 from luthier.models.methods import Tuned, attach
 from luthier.runs import Evaluated, Event, Finished, Noted, Stepped
@@ -76,7 +77,7 @@ def test_a_step_that_does_not_fit_is_done_again_in_halves(
     torch.testing.assert_close(tuned.slots[0].flats[0].values, calm.slots[0].flats[0].values, atol=1e-5, rtol=1e-4)
 
 
-def test_the_longest_examples_are_tried_before_anything_is_learned(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_heaviest_step_is_tried_before_anything_is_learned(tiny: Tiny, tmp_path: Path) -> None:
     tuned, seen = attach(load(tiny, "tiny_llama"), [LORA], [0]), []
     whole, values = tuned.nll, tuned.slots[0].flats[0].values
     start = values.clone()
@@ -87,8 +88,8 @@ def test_the_longest_examples_are_tried_before_anything_is_learned(tiny: Tiny, t
 
     tuned.nll = watched  # type: ignore[method-assign]
     _carried(tuned, tmp_path, ROOMY)
-    longest = sorted(rows("causal", count=14), key=lambda row: -len(row.ids_L))[:8]
-    assert set(seen[0][0]) <= {row.example_id for row in longest} and seen[0][2] == {0: 0}
+    heaviest_8 = heaviest(rows("causal", count=14), 8, shared=True)
+    assert set(seen[0][0]) <= {row.example_id for row in heaviest_8} and seen[0][2] == {0: 0}
     assert seen[0][1] and seen[1][1] and not seen[-1][1]
     again = len(seen)
     _carried(tuned, tmp_path, ROOMY)  # done already: nothing is tried, nothing is trained
