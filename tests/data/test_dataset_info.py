@@ -142,8 +142,8 @@ def test_names_are_asked_for_and_typing_errors_are_found(folder: Path) -> None:
 
 def test_a_file_of_the_datasets_library_with_the_same_name_is_not_ours(folder: Path) -> None:
     (folder / "dataset_info.json").write_text(json.dumps({"citation": "", "features": {}}), encoding="utf-8")
-    found = [row.values for row in sources.rows(f"{folder}:train")]
-    assert found and not any("citation" in row for row in found)  # the folder's files, without the description
+    found = list(sources.rows(f"{folder}:train"))
+    assert found and "citation" not in str(found)  # the folder's files, without the description
 
 
 def test_a_described_data_set_is_prepared_from_beside_the_experiment(folder: Path) -> None:
