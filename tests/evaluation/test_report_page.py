@@ -277,6 +277,21 @@ def test_forgetting_may_be_told_by_another_metric() -> None:
     assert line.ratio == "−0.20 (−0.30 to −0.10)"
 
 
+def test_what_the_base_never_knew_is_no_bad_news() -> None:
+    grown = {"name": "x", "n": 9, "before": 4000.0, "after": 60976.4, "ratio": 15.2, "low": 9.0, "high": 20.0}
+    known, strange = page_tables.forgetting([grown | {"sentence": "", "strange": each} for each in (False, True)])
+    assert (known.tone, strange.tone) == ("bad", "dim")
+    assert (known.before, known.after) == ("4,000", "60,976")
+
+
+def test_a_training_that_went_well_is_no_warning(tmp_path: Path) -> None:
+    made, rows = sql_report(tmp_path)
+    for words, icon in ((f"{curves.WELL}: all is fine.", "ok"), ("Over-fitting since step 3.", "warn")):
+        page = report_page.render(dataclasses.replace(made, fit=words), rows, sample.curve())
+        note = page[: page.index(f"<span>{words}")].rpartition("<p ")[2]
+        assert f'href="#{icon}"' in note and ("calm" in note) == (icon == "ok")
+
+
 def test_a_gap_lies_around_zero(tmp_path: Path) -> None:
     made, _ = sql_report(tmp_path)
     compared = made.comparisons["exact_match"]

@@ -16,6 +16,7 @@ from luthier.runs import Evaluated, Event, Stepped
 
 TOLERANCE = 0.01  # a rise of the validation loss by less than 1 % of its best value is noise
 PATIENCE = 2  # evaluations after the best before anything is said
+WELL = "Neither over- nor under-fitting shows"
 SMOOTHING = 0.9  # of the training loss: the mean of about the last ten steps
 PARTS = 5  # of the training, compared by their mean losses
 FEWEST_STEPS = 10  # with fewer updates nothing is said of the training loss
@@ -161,7 +162,7 @@ def fit(curve: Curve, knobs: Knobs) -> Fit | None:
         fell = f"from {_short(before)} to {_short(last)} in the last fifth{_gap(curve, last)}"
         said = f"Under-fitting: training loss was still falling at the end, {fell}."
         return Fit("under-fitting", said, *_more(knobs))
-    said = f"Neither over- nor under-fitting shows: training loss ended at {_short(last)}{_gap(curve, last)}."
+    said = f"{WELL}: training loss ended at {_short(last)}{_gap(curve, last)}."
     return Fit("fits", said)
 
 

@@ -217,13 +217,17 @@ def forgetting(found: Sequence[Mapping[str, Any]]) -> list[Before]:
             tone = "good" if low > 0 else "bad" if high < 0 else "dim"
         else:
             ends, changed = (bottom, top, True), f"× {ratio:.2f} ({low:.2f}–{high:.2f})"
-            tone = "bad" if low > 1 else "good" if high < 1 else "dim"
+            tone = "dim" if each.get("strange") else "bad" if low > 1 else "good" if high < 1 else "dim"
         before_at, after_at = (charts.share_of(each[when], *ends) for when in ("before", "after"))
-        before, after = (f"{each[when]:.3g}" for when in ("before", "after"))
+        before, after = (_short(each[when]) for when in ("before", "after"))
         lines.append(
             Before(each["name"], each["n"], before, after, changed, before_at, after_at, tone, each["sentence"])
         )
     return lines
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 @dataclass(frozen=True, slots=True)

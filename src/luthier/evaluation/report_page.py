@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from luthier import disk, sheet
 from luthier.evaluation import charts, metrics, page_rows, page_tables
-from luthier.evaluation.curves import Curve
+from luthier.evaluation.curves import WELL, Curve
 from luthier.evaluation.metrics import Metric
 from luthier.evaluation.predictions import Row, side
 from luthier.evaluation.report import Comparison, Report, digits_of, say
@@ -61,6 +61,7 @@ def render(
         "tests": page_tables.tests(report, scored),
         "chart": charts.loss_chart(curve) if curve else None,
         "curve": curve,
+        "fits": (report.fit or "").startswith(WELL),
         "confusion": page_tables.confusion(classes) if classes else None,
         "reliability": page_tables.reliability(classes),
         "slices": page_tables.slices(told.get("differences") or (), lead) if lead else [],
