@@ -170,18 +170,28 @@ def home(folder: str | Path | None = None) -> Path:
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------
-def create(where: Path, name: str, fingerprint: str, files: Mapping[str, str], facts: Mapping[str, Any]) -> Run:
+def create(
+    where: Path,
+    name: str,
+    fingerprint: str,
+    files: Mapping[str, str],
+    facts: Mapping[str, Any],
+    run_id: str | None = None,
+) -> Run:
     """A new queued run under `where`/runs with these text `files`: the folder appears whole, or not at all.
 
-    Raises SpecError if a file holds what looks like a secret: a run folder is made to be shown.
+    Raises SpecError if a file holds what looks like a secret: a run folder is made to be shown; FileExistsError where
+    a run of that `run_id` is there already.
     """
     for file, text in files.items():
         redaction.refuse(text, file)
     shelf = where / "runs"
     now = time.time()
     words = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "run"
-    run_id = f"{time.strftime('%Y-%m-%d', time.localtime(now))}-{words}-{secrets.token_hex(2)}"
+    given, run_id = run_id, run_id or f"{time.strftime('%Y-%m-%d', time.localtime(now))}-{words}-{secrets.token_hex(2)}"
     if (shelf / run_id).exists():
+        if given:
+            raise FileExistsError(shelf / run_id)
         return create(where, name, fingerprint, files, facts)
     record = {"format": 1, "id": run_id, "name": name, "state": "queued", "fingerprint": fingerprint, "created": now}
     record |= {"started": None, "finished": None, "error": None, "owner": None}

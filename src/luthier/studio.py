@@ -6,14 +6,11 @@ it runs (`engines.py`), how it looks (`cli/`). Nothing heavy is imported before 
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import luthier
 from luthier import engines, errors, presets, runs, spec
 from luthier.errors import LuthierError, NotFound, SpecError, TrainingError, here, means_a_path, near_path
 from luthier.runs import Event, Plan, Run
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
     from luthier.data.lengths import LengthAdvice
     from luthier.data.prepare import Dataset
     from luthier.data.seen import Seen
+    from luthier.drafts import Draft
     from luthier.evaluation.compare import Compared
     from luthier.evaluation.ladder import Ladder
     from luthier.evaluation.report import Report
@@ -35,24 +33,6 @@ Described = spec.Experiment | str | Path
 """An experiment, or the path of its file."""
 Subject = Run | spec.Experiment | str
 """What can be evaluated: a run, a base by name, or the model of an experiment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """An experiment with every value decided and its data prepared; no weight has been loaded."""
-
-    resolved: presets.Resolved
-    chosen: spec.Experiment
-    dataset: Dataset
-    facts: presets.BaseFacts
-    revision: str
-    fingerprint: str
-    drawn_by: int  # the seed that draws `data.limit` and `evaluation.limit`
-    regression: Dataset | None = None
-
-    @property
-    def name(self) -> str:
-        return self.resolved.experiment.name or "run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +50,9 @@ class Studio:
 
     def draft(self, experiment: Described) -> Draft:
         """Look at the base's configuration, prepare the data, and decide every open value. Raises any LuthierError."""
-        from luthier.data.prepare import prepare_beside
-        from luthier.evaluation import metrics
-        from luthier.models import facts
+        from luthier import drafts
 
-        experiment = _described(experiment)
-        _refuse_what_nothing_reads(experiment)
-        metrics.by_name(experiment.evaluation.metrics or ())  # an unknown one is refused now, not after the training
-        chosen = _named(experiment)
-        folder, commit = facts.locate(chosen.model.name, chosen.model.revision, weights=False)
-        base = facts.inspect(chosen.model.name, commit)
-        if chosen.evaluation.regression is not None and base.family == "encoder":
-            raise SpecError("an encoder answers nothing that it could forget", "evaluation.regression", "leave it out")
-        revision = commit or facts.weights_digest(folder)
-        dataset = self.prepare(chosen.data, chosen.task, chosen.seed)
-        resolved = _pinned(presets.resolve(chosen, base, dataset.task), commit)
-        regression = prepare_beside(chosen.evaluation.regression, chosen.data, self.home)
-        rows = dataset.fingerprint + (f" {regression.fingerprint}" if regression else "")
-        fingerprint = spec.fingerprint(resolved.experiment, rows, revision)
-        return Draft(resolved, chosen, dataset, base, revision, fingerprint, chosen.seed, regression)
+        return drafts.draft(_described(experiment), self.home)
 
     def plan(self, experiment: Described | Draft, measure: bool = False) -> Plan:
         """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in its findings.
@@ -118,13 +82,13 @@ class Studio:
 
         Raises ModelError where the base cannot be read.
         """
-        from luthier import workbench
+        from luthier import drafts, workbench
         from luthier.models import facts
 
-        chosen = _named(_described(experiment))
+        chosen = drafts.named(_described(experiment))
         _, commit = facts.locate(chosen.model.name, chosen.model.revision, weights=False)
         resolved = presets.resolve(chosen, facts.inspect(chosen.model.name, commit), dataset.task)
-        return workbench.lengths(_pinned(resolved, commit), dataset), resolved.experiment.training
+        return workbench.lengths(drafts.pinned(resolved, commit), dataset), resolved.experiment.training
 
     # --- runs
     def tune(self, experiment: Described, new: bool = False, further: int = 0) -> Run:
@@ -138,8 +102,10 @@ class Studio:
         `further` k > 0: the same experiment on the same rows with its seed + k, as a run named NAME-seedK.
         """
         with engines.early(self.home) as worker:
+            from luthier import drafts  # heavy: while the worker imports its own
+
             draft = self.draft(experiment)
-            run = self._meant(_reseeded(draft, further) if further else draft, new)
+            run = self._meant(drafts.reseeded(draft, further) if further else draft, new)
             done = run.state == "done" and not run.facts.get("unjudged")  # what a judge did not answer is asked again
             return run if done else engines.start(run, worker)
 
@@ -152,35 +118,14 @@ class Studio:
                 f"run {previous.id} is {previous.state} and was described differently: {_differences(previous, draft)}",
                 hint="`--new` starts another run; with the old values the same command continues this one",
             )
-        from luthier import workbench
+        from luthier import drafts, workbench
         from luthier.evaluation import judge
 
         wishes = draft.resolved.experiment.evaluation
         if wishes.judge is not None:
             judge.require(wishes.judge, wishes.compare_base)  # now, not after the training
         workbench.judge(draft.resolved.experiment, draft.dataset)
-        return self._create(draft)
-
-    def _create(self, draft: Draft) -> Run:
-        resolved, origins = draft.resolved.experiment, dict(draft.resolved.origins)
-        files = {
-            "experiment.yaml": spec.dump(draft.chosen),
-            "resolved.yaml": spec.dump(resolved, origins),
-            "origins.json": json.dumps(origins, ensure_ascii=False, indent=1) + "\n",
-        }
-        facts = {
-            "model": resolved.model.name,
-            "family": draft.facts.family,
-            "task": draft.dataset.task,
-            "method": resolved.method.type,
-            "dataset": draft.dataset.fingerprint,
-            "revision": draft.revision,
-            "drawn_by": draft.drawn_by,
-            "notes": list(draft.resolved.notes),
-            "judge": resolved.evaluation.judge and resolved.evaluation.judge.model,
-            "luthier": luthier.__version__,
-        } | ({"regression": draft.regression.fingerprint} if draft.regression else {})
-        return runs.create(self.home, draft.name, draft.fingerprint, files, facts)
+        return drafts.create(draft, self.home)
 
     def ladder(self, experiment: Described, shots: int | None = None, show: Show | None = None) -> Ladder:
         """The cheapest way to use the base that is enough; see `climbing.climb`. Raises what `tune` does."""
@@ -364,56 +309,6 @@ def _described(experiment: Described) -> spec.Experiment:
             f"an Experiment or the path of its file is needed, not a {type(experiment).__name__}", hint=hint
         )
     return experiment
-
-
-def _named(experiment: spec.Experiment) -> spec.Experiment:
-    """A name for its runs, where nobody gave one; a base in a folder by its whole path, so that a worker finds it."""
-    model = experiment.model
-    changes: dict[str, Any] = {}
-    if here(model.name).is_dir():
-        path = str(here(model.name).resolve())
-        changes["model"] = type(model).model_construct(model.model_fields_set, **dict(model) | {"name": path})
-    if experiment.name is None:
-        stem = re.sub(r"[^\w.-]+", "-", Path(model.name).name).lstrip("-.")
-        changes["name"] = f"{stem}-{experiment.method.type}"[:64]
-    return spec.Experiment.model_construct(experiment.model_fields_set, **dict(experiment) | changes)
-
-
-def _refuse_what_nothing_reads(experiment: spec.Experiment) -> None:
-    """What a file may describe and this version does not do: better said than passed over."""
-    if experiment.search is not None:
-        raise SpecError("not yet: `search` can be described, but nothing acts on it", hint="leave out `search`")
-    if experiment.model.name.startswith("openai:"):
-        hint = "`luthier evaluate` scores it; to tune, name a base of the Hub or a folder"
-        raise SpecError(f"`{experiment.model.name}` stands behind an endpoint, where nothing can be tuned", hint=hint)
-
-
-def _pinned(resolved: presets.Resolved, commit: str | None) -> presets.Resolved:
-    """A base of the Hub at the commit that its name stands for now, so that no later moment sees another one."""
-    model = resolved.experiment.model
-    if commit is None or model.revision == commit:
-        return resolved
-    pinned = type(model).model_construct(model.model_fields_set, **dict(model) | {"revision": commit})
-    fields = dict(resolved.experiment) | {"model": pinned}
-    whole = spec.Experiment.model_construct(resolved.experiment.model_fields_set, **fields)
-    origin = f"you (`{model.revision}`, as it was)" if model.revision else "default (the newest commit, as it was)"
-    return replace(resolved, experiment=whole, origins={**resolved.origins, "model.revision": origin})
-
-
-def _reseeded(draft: Draft, further: int) -> Draft:
-    """The draft with its seed raised by `further`; which rows stand in which split, and which are asked, stays."""
-    changes = {
-        "name": f"{draft.name[: 64 - len(f'-seed{further}')]}-seed{further}",
-        "seed": draft.chosen.seed + further,
-    }
-    chosen, resolved = (
-        spec.Experiment.model_construct(each.model_fields_set | {"seed"}, **dict(each) | changes)
-        for each in (draft.chosen, draft.resolved.experiment)
-    )
-    origins = {**draft.resolved.origins, "seed": f"you (`--seeds`: {draft.chosen.seed} + {further})"}
-    fingerprint = spec.fingerprint(resolved, draft.dataset.fingerprint, draft.revision)
-    whole = replace(draft.resolved, experiment=resolved, origins=origins)
-    return replace(draft, resolved=whole, chosen=chosen, fingerprint=fingerprint)
 
 
 def _has_work_under_way(run: Run) -> bool:

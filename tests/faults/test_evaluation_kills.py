@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import luthier
-from luthier import afterwards, assessment, runs, spec
+from luthier import afterwards, assessment, drafts, runs, spec
 from luthier.evaluation import predictions
 from luthier.studio import Studio
 from tests import rows, tiny
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     values = {"name": "tiny", "model": str(tiny.build("tiny_llama")), "data": data, "task": "generation"}
     values |= {"evaluation": wishes, "method": {"type": "lora", "rank": 2}, "training": TRAINING}
     studio = Studio(folder / "home")
-    run = studio._create(studio.draft(spec.from_mapping(values))).path
+    run = drafts.create(studio.draft(spec.from_mapping(values)), studio.home).path
     assert wait(fork(lambda: _work(run), [], run / runs.LOG)) == 0
     whole = Path(shutil.copytree(run, folder / "whole"))
     for name in RESULTS:

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 import torch
 
 import luthier
-from luthier import disk, runs, spec, worker
+from luthier import disk, drafts, runs, spec, worker
 from luthier.models import base as bases
 from luthier.models.methods import attach
 from luthier.studio import Studio
@@ -68,7 +68,7 @@ class Ward:
             values |= {"method": METHODS[method], "task": "generation", "evaluation": QUIET}
             studio = Studio(self.folder / "home")
             described = spec.from_mapping(values | {"training": TRAINING | training})
-            self._fresh[key] = studio._create(studio.draft(described)).path
+            self._fresh[key] = drafts.create(studio.draft(described), studio.home).path
         self._copies += 1
         fresh = self._fresh[key]
         return Path(shutil.copytree(fresh, fresh.with_name(f"{fresh.name}-{self._copies}")))

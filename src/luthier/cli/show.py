@@ -28,9 +28,9 @@ from luthier.runs import Plan, Run, Score, read_events
 if TYPE_CHECKING:
     from luthier.conversion import Conversion
     from luthier.data.seen import Seen
+    from luthier.drafts import Draft
     from luthier.evaluation.differences import Slice
     from luthier.evaluation.report import Report
-    from luthier.studio import Draft
 
 WIDE = 400  # columns of a table that no terminal cuts
 HURT = 3  # groups that are named beside the verdict
