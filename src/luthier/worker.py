@@ -76,11 +76,12 @@ def wait_for_a_run() -> Path | None:
     return Path(told["run"])
 
 
-def work(path: Path, stop: Stop) -> int:
-    """Own the run in folder `path`, carry it, write how it ended. A wish in the folder stops it as a signal does."""
+def work(path: Path, stop: Stop, do: Callable[[Run, Stop], Finished] | None = None) -> int:
+    """Own the run in folder `path`, carry it (or `do` its work), write how it ended. A wish in the folder stops it as a
+    signal does."""
     try:
         with runs.owned(path):
-            return _to_the_end(runs.load(path), lambda: stop() or ownership.stop_asked(path))
+            return _to_the_end(runs.load(path), lambda: stop() or ownership.stop_asked(path), do or carry)
     except (LuthierError, OSError) as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 1
@@ -107,11 +108,11 @@ def assist(path: Path, stop: Stop) -> int:
     return 0
 
 
-def _to_the_end(run: Run, stop: Stop) -> int:
+def _to_the_end(run: Run, stop: Stop, do: Callable[[Run, Stop], Finished]) -> int:
     """Every way a run can end, in its folder: first the event, then the state that follows from it."""
     error: dict[str, str | None] | None = None
     try:
-        end = carry(run, stop)
+        end = do(run, stop)
         if end.state == "failed":
             error = {"kind": "TrainingError", "message": end.reason, "where": str(run.path), "hint": None}
     except Stopped:
