@@ -136,8 +136,9 @@ class Roster:
         return [run for run in open_ if run.id not in aside]
 
     def carried(self) -> bool:
-        """Whether any trial has a living process."""
-        return any(run.state == "running" for run in self.runs())
+        """Whether any trial has a living process; the winner, on the test, is no trial any more."""
+        best = self.facts.get("best")
+        return any(run.state == "running" and run.id != best for run in self.runs())
 
     # --- another trial
     def may_ask(self) -> bool:

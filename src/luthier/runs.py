@@ -238,7 +238,7 @@ def all_runs(where: Path) -> list[Run]:
 
 
 def newest_of_name(where: Path, name: str, kind: str | None = None) -> Run | None:
-    """The newest run called `name` of that kind (None: an ordinary run, "search": a search), or None. Trials are none."""
+    """The newest run called `name` of that kind (None: an ordinary one, "search": a search), or None. No trial is."""
     named = [run for run in all_runs(where) if run.name == name and "search" not in run.facts]
     return next((run for run in named if run.facts.get("kind") == kind), None)
 

@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,10 +83,8 @@ class _Search:
 
     # --- the order of the work
     def begin(self) -> None:
-        counts, ended = self.roster.basis.dataset.counts, self._ended()
-        runs.append(
-            self.run.path, Started(self.run.id, ended, time.time(), self.roster.wishes.trials, counts["train"], 0)
-        )
+        steps, rows = self.roster.wishes.trials, self.roster.basis.dataset.counts["train"]
+        runs.append(self.run.path, Started(self.run.id, self._ended(), time.time(), steps, rows, 0))
 
     def train(self, asks: bool) -> None:
         """Hand out trials until nobody is at work and none is left."""
@@ -245,12 +242,10 @@ class _Search:
                 self.roster.unwant(run)
                 self._told_end(self.roster.run(run.id))
             elif run.state != "stopped":  # it was asked to save by somebody else, and did
-                again = not self.roster.died(run, why)
-                self._note(
-                    "retry", f"the process of trial {_number(run)} ended ({why})" + "; it is tried again" * again
-                )
-                if not again:
+                if self.roster.died(run, why):
                     self._told_end(self.roster.run(run.id))
+                else:
+                    self._note("retry", f"trial {_number(run)} is tried again: its process ended ({why})")
 
     # --- questions
     def _answer(self, wave: _Wave, line: str) -> None:
@@ -356,7 +351,8 @@ def _question(line: str) -> dict[str, Any]:
 
 
 def _group(run: Run) -> str:
-    """Which trials can share a process with this one. After its process died it trains alone: whose fault it was shows."""
+    """Which trials can share a process with this one. After a process died under it, it is alone: whose fault it was
+    shows."""
     return f"{run.facts['group']} {run.id}" if run.facts.get("retries") else str(run.facts["group"])
 
 

@@ -365,7 +365,7 @@ def _described(experiment: Described) -> spec.Experiment:
 
 
 def _has_work_under_way(run: Run) -> bool:
-    """Whether another run in its place would leave work behind: one at work, or a checkpoint or trials to go on from."""
+    """Whether another run in its place would leave work behind: at work, or a checkpoint or trials to go on with."""
     if run.state in ("stopped", "interrupted"):
         return any((run.path / "checkpoints").glob("step-*")) or any(run.path.parent.glob(f"{run.id}.[0-9]*"))
     return run.state in ("queued", "running")
