@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier import disk, drafts, ownership, presets, runs, spec
+from luthier import disk, drafts, logbook, ownership, presets, runs, spec
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.drafts import Base, Draft
 from luthier.errors import DataError, SpecError
-from luthier.runs import Finished, Run
+from luthier.logbook import Problem
+from luthier.runs import Run
 from luthier.trials import record, space, study
 from luthier.trials.record import Trial
 
@@ -199,12 +200,11 @@ class Roster:
         if run.state in ("queued", "interrupted"):  # whoever is about to own it sees the wish itself
             self._end(run, "stopped", None)
 
-    def _end(self, run: Run, state: runs.State, error: dict[str, str | None] | None) -> Run:
+    def _end(self, run: Run, state: runs.State, error: Problem | None) -> Run:
         reason = error["message"] if error else "stopped by a person"
-        told = runs.read_events(run.path)
         with ownership.locked(run.path):
-            runs.append(run.path, Finished(run.id, told[-1].step if told else 0, time.time(), state, reason or ""))
-            return runs.update(run.path, {"state": state, "finished": time.time(), "error": error})
+            logbook.close(run, logbook.finished(run, state, reason or ""), error)
+        return runs.load(run.path)
 
     # --- what people wish meanwhile
     def hear(self) -> list[str]:

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier import engines, errors, hardware, ownership, redaction, runs, worker
+from luthier import engines, errors, hardware, logbook, ownership, redaction, runs, worker
 from luthier.engines import Helper
 from luthier.errors import TrainingError
+from luthier.logbook import Stopped
 from luthier.roster import ENDED, Roster, in_words
-from luthier.runs import Finished, Noted, Run, Started
+from luthier.runs import Finished, Run, Started
 from luthier.trials import board, page, record, study
-from luthier.worker import Stop, Stopped
+from luthier.worker import Stop
 
 JSON, PAGE = "search.json", "report.html"
 SAVING_SECONDS = 25  # that waves have to save what they train; a search that is stopped has 30 in all
@@ -338,7 +339,7 @@ class _Search:
         return sum(run.state in ENDED for run in self.roster.runs())
 
     def _note(self, kind: str, message: str) -> None:
-        runs.append(self.run.path, Noted(self.run.id, self._ended(), time.time(), kind, message))
+        logbook.note(self.run, kind, message, step=self._ended())
 
 
 def _question(line: str) -> dict[str, Any]:
