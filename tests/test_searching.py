@@ -1,4 +1,4 @@
-"""A search: which it is, who trains which trial, what is left of it wherever it is ended, what people change meanwhile."""
+"""A search: which it is, who trains which trial, what is left wherever it is ended, what people change meanwhile."""
 
 from __future__ import annotations
 
