@@ -145,6 +145,7 @@ class Wave:
         """One loop: it begins with `first` and as many beside it as there are slots, and refills each that falls
         free."""
         assert self._group is not None
+        self._riders[first.run.id] = first  # whatever ends the loop from here on ends this trial
         method, seed = first.experiment.method, first.experiment.seed
         full = isinstance(method, spec.Full)
         tuned = methods.attach(self._group.lend(), *(([method], [seed]) if full else ([], [])))
