@@ -15,7 +15,7 @@ from luthier.errors import DataError, LuthierError, SpecError, TrainingError
 from luthier.runs import Noted, Run
 from luthier.studio import Studio
 from tests import rows
-from tests.waves import Died, Waves
+from tests.formulas import Died, Waves
 
 RATES = {"training.learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}
 GRID = {"space": RATES, "sampler": "grid", "pruner": "none", "trials": 4}

@@ -1,176 +1,155 @@
-"""A stand-in for a wave process: speaks as `luthier.wave` does, owns its trials' folders, and trains by a formula.
+"""A search of tiny trials without a search process: its folders, and the other side of a wave's pipe, by a script.
 
-Lives here: `Waves`, to be put in the place of `engines.Helper`, and how its trials fare. Does not live here: what is
-promised (the tests).
+Lives here: `Trials`, which makes queued trials and answers the questions of forked waves. Does not live here: what a
+wave promises (`test_wave.py`, `faults/test_wave_kills.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
-import math
-import queue
-from collections.abc import Callable, Iterator, Sequence
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier import logbook, ownership, runs
-from luthier.errors import LuthierError
-from luthier.runs import Evaluated, Finished, Run, Started
+from luthier import drafts, runs, spec, wave
+from luthier.studio import Studio
+from tests import rows, tiny
+from tests.faults.victims import Trap, fork, wait
 
-STEPS = 4
+LORA = {"type": "lora", "rank": 2, "alpha": 4, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
+TRAINING = {"num_epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "evaluate_every": 4, "save_every": 3}
+QUIET = {"compare_base": False, "limit": 4, "max_new_tokens": 2}
+SPREAD: tuple[dict[str, Any], ...] = (
+    {},
+    {"method.rank": 4, "method.alpha": 8, "training.learning_rate": 3e-2},
+    {"method.target_modules": ["all-linear"], "training.batch_size": 3, "training.num_epochs": 1},
+    {"method.dropout": 0.0, "seed": 7, "training.schedule": "cosine", "training.accumulate_steps": 2},
+)
+"""Trials that differ in all that slots of one loop may differ in."""
 
-Loss = Callable[[dict[str, Any]], float]
-"""A trial's values → its validation loss at the end."""
-
-
-def by_rate(values: dict[str, Any]) -> float:
-    """Least at a learning rate of 1e-2."""
-    return 1.0 + abs(math.log10(values["training.learning_rate"]) + 2.0)
-
-
-class Died(Exception):
-    """As by signal 9: nothing is written any more."""
-
-
-class Waves:
-    """Makes helpers that train as `loss` says, in `slots` at once, and remembers what happened in `told`.
-
-    `before`: called with a trial before each of its updates; what it raises ends that process.
-    """
-
-    def __init__(self, loss: Loss = by_rate, slots: int = 1, processes: int = 1) -> None:
-        self.loss, self.placed = loss, {"processes": processes, "slots": slots, "threads": 1}
-        self.told: list[tuple[Any, ...]] = []
-        self.before: Callable[[Run, int], None] = lambda run, step: None
-        self.most, self.living = 0, 0
-
-    def __call__(self, command: Sequence[str], home: Path, model: str) -> Wave:
-        assert list(command) == ["luthier.wave"]
-        self.living += 1
-        self.most = max(self.most, self.living)
-        return Wave(self)
+ENDED = ("done", "pruned", "failed")
+Said = dict[str, Any]
 
 
-class Wave:
-    def __init__(self, waves: Waves) -> None:
-        self._waves, self._said = waves, queue.SimpleQueue[str | None]()
-        self.returncode: int | None = None
+class Trials:
+    """Trials of one experiment, each with other values, in the home `folder`/home."""
 
-    def say(self, text: str) -> None:
-        self._said.put(text)
+    def __init__(self, folder: Path, kind: str = "tiny_llama", **parts: Any) -> None:
+        self.folder, self.studio = folder, Studio(folder / "home")
+        objective = parts.pop("objective", "loss")
+        values = {"name": "tiny", "model": str(tiny.build(kind)), "task": "generation"}
+        self.values = values | {"method": LORA, "training": TRAINING, "evaluation": QUIET} | parts
+        self.values.setdefault("data", str(rows.pairs(folder)))
+        searching = spec.from_mapping(self.values | {"search": {"trials": 4, "objective": objective}})
+        files = {"resolved.yaml": spec.dump(searching)}
+        self.search = runs.create(self.studio.home, "tiny", "f00d", files, {"kind": "search"})
+        self.made: list[Path] = []
+        self.said: list[Said] = []
 
-    def leave(self) -> None:
-        self._said.put(None)
+    def draft(self, changes: dict[str, Any]) -> drafts.Draft:
+        values: dict[str, Any] = json.loads(json.dumps(self.values))
+        for path, value in changes.items():
+            *inner, last = path.split(".")
+            place = values
+            for part in inner:
+                place = place[part]
+            place[last] = value
+        return self.studio.draft(spec.from_mapping(values))
 
-    def kill(self) -> None:
-        self._said.put(None)
+    def add(self, *changes: dict[str, Any]) -> list[Path]:
+        """Queued trials with these values."""
+        begun = len(self.made)
+        for number, values in enumerate(changes, begun):
+            known = {"search": self.search.id, "number": number, "values": values, "by": "sampler", "group": "g"}
+            run_id = f"{self.search.id}.{number:03d}"
+            self.made.append(drafts.create(self.draft(values), self.studio.home, run_id, known).path)
+        return self.made[begun:]
 
-    def lines(self) -> Iterator[str]:
+    def alone(self, changes: dict[str, Any]) -> Path:
+        """The same experiment as a run of its own, begun by nobody."""
+        return drafts.create(self.draft(changes), self.studio.home).path
+
+    def wave(
+        self,
+        *traps: Trap,
+        slots: int | None = 2,
+        verdict: Callable[[Said], Any] = lambda heard: None,
+        leave_after: int | None = None,
+        terminate_after: int | None = None,
+    ) -> int:
+        """A wave process rides all trials that have not ended; gives its exit code, or minus the signal that ended it.
+
+        What it said is kept in `said`. After so many evaluations nobody answers any more (`leave_after`), or the
+        process is asked to end (`terminate_after`).
+        """
+        told, answer = os.pipe()
+        question, said = os.pipe()
+        pid = fork(lambda: _work(told, said, (answer, question)), traps, self.folder / "log")
+        os.close(told)
+        os.close(said)
+        heard = 0
+
+        def reply(asked: Said) -> Said | None:
+            nonlocal heard
+            heard += "heard" in asked
+            if "heard" in asked and heard == terminate_after:
+                os.kill(pid, signal.SIGTERM)
+            return None if "heard" in asked and heard == leave_after else {"end": verdict(asked)}
+
         try:
-            yield "loading"
-            yield from self._ride()
-            self.returncode = 0
-        except Died:
-            self.returncode = -9
-        except Exception as problem:
-            yield f"{problem}"
-            self.returncode = 1
+            self.converse(question, answer, slots, reply)
         finally:
-            self._waves.living -= 1
+            code = wait(pid)
+        return code
 
-    def _ride(self) -> Iterator[str]:
-        told = self._read() or {}
-        slots, group = told.get("slots"), None
-        if slots is None and told:
-            yield json.dumps({"placed": self._waves.placed})
-            slots = (self._read() or {"slots": 1})["slots"]
-        riding: list[_Trial] = []
-        drained = not told
-        with contextlib.ExitStack() as hold:
-            try:
-                while True:
-                    while not drained and len(riding) < slots:
-                        yield json.dumps({"want": group})
-                        answer = self._read()
-                        drained = answer is None or answer["run"] is None
-                        if answer is not None and answer["run"] is not None:
-                            riding.append(_Trial(runs.load(Path(answer["run"])), self._waves, hold))
-                            group = riding[-1].run.facts["group"]
-                    if not riding:
-                        return
-                    for trial in list(riding):
-                        event = trial.step()
-                        answer = {}
-                        if event is not None:
-                            step, scores = event.step, event.scores
-                            yield json.dumps(
-                                {"heard": trial.run.id, "step": step, "share": step / STEPS, "scores": scores}
-                            )
-                            answer = self._read()
-                        if answer is None:  # the search is gone
-                            for left in riding:
-                                left.end("stopped", "asked to stop")
-                            return
-                        if trial.over(answer.get("end")):
-                            riding.remove(trial)
-                            yield json.dumps({"ended": trial.run.id, "state": trial.state, "scores": trial.scores})
-                            self._read()
-            except Died:
-                for trial in riding:
-                    runs.update(trial.run.path, {"owner": None})  # whose process is gone
-                raise
+    def converse(
+        self, question: int, answer: int, slots: int | None, reply: Callable[[Said], Said | None] = lambda _: {}
+    ) -> None:
+        """The search's side: trials are handed out in turn, all else is answered by `reply` (None: by nobody, ever)."""
+        waiting = [path for path in self.made if runs.load(path).state not in ENDED]
+        first = {"home": str(self.studio.home), "search": str(self.search.path), "slots": slots, "threads": 1}
+        self.said = []
+        with open(question, "rb", buffering=0) as lines, open(answer, "wb", buffering=0) as to:
+            _tell(to, first)
+            for line in lines:
+                if (asked := _question(line)) is None:
+                    continue
+                self.said.append(asked)
+                if "want" in asked:
+                    _tell(to, {"run": str(waiting.pop(0)) if waiting else None})
+                elif (told := reply(asked)) is not None:
+                    _tell(to, told)
+                else:
+                    to.close()
 
-    def _read(self) -> dict[str, Any] | None:
-        line = self._said.get()
-        return None if line is None else json.loads(line)
+    def told(self, kind: str) -> list[Said]:
+        """The questions of one kind that the last wave put."""
+        return [said for said in self.said if kind in said]
 
 
-class _Trial:
-    """A trial on its way; how far it is stands in its events."""
+def _work(told: int, said: int, others: Sequence[int]) -> int:
+    """The process: what it reads and says goes through the pipe, as `engines` would have laid it."""
+    for handle in others:
+        os.close(handle)
+    os.dup2(told, 0)
+    os.dup2(said, 1)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    return wave.main()
 
-    def __init__(self, run: Run, waves: Waves, hold: contextlib.ExitStack) -> None:
-        self.run, self._waves = run, waves
-        self._hold = hold.enter_context(contextlib.ExitStack())
-        self._hold.enter_context(runs.owned(run.path))
-        told = [event.step for event in runs.read_events(run.path) if isinstance(event, Evaluated)]
-        self.at, self.state, self.scores = max(told, default=0), "", dict[str, float]()
-        waves.told.append(("began", run.facts["number"], self.at))
-        runs.append(run.path, Started(run.id, self.at, 0.0, STEPS, 10, 100))
 
-    def step(self) -> Evaluated | None:
-        """One update; None where it fails, or was told to stop."""
-        if ownership.stop_asked(self.run.path):
-            return None
-        try:
-            self._waves.before(self.run, self.at + 1)
-        except LuthierError as problem:
-            self._close(*logbook.ended(self.run, problem))
-            return None
-        self.at += 1
-        loss = self._waves.loss(self.run.facts["values"]) + (STEPS - self.at)
-        event = Evaluated(self.run.id, self.at, 0.0, {"loss": loss}, True)
-        runs.append(self.run.path, event)
-        self.scores = event.scores
-        return event
+def _tell(to: io.FileIO, answer: Said) -> None:
+    with contextlib.suppress(OSError, ValueError):  # it has ended, or nobody answers any more
+        to.write(json.dumps(answer).encode() + b"\n")
 
-    def over(self, verdict: list[str] | None) -> bool:
-        """Whether the trial has ended, by that verdict, a person's wish, or all of its updates."""
-        if self.state:
-            return True
-        if ownership.stop_asked(self.run.path):
-            self.end("stopped", "asked to stop")
-        elif verdict:
-            self.end(*verdict)
-        elif self.at == STEPS:
-            self.end("done", "all updates")
-        return bool(self.state)
 
-    def end(self, state: Any, reason: str) -> None:
-        self._close(Finished(self.run.id, self.at, 0.0, state, reason), None)
-
-    def _close(self, end: Finished, error: logbook.Problem | None) -> None:
-        self.state = end.state
-        logbook.close(self.run, end, error, {"scores": self.scores})
-        self._hold.close()
-        self._waves.told.append((end.state, self.run.facts["number"], self.at))
+def _question(line: bytes) -> Said | None:
+    try:
+        asked = json.loads(line)
+    except ValueError:
+        return None
+    return asked if isinstance(asked, dict) else None
