@@ -255,7 +255,9 @@ def _ray() -> ModuleType:
 def _address(home: Path) -> str:
     address = os.environ.get(_ADDRESS) or settings.environment(home).get(_ADDRESS, "")
     if not address:
-        hint = f'`ray_address = "HOST:6379"` in {home / settings.FILE}, or ${_ADDRESS}; `auto` for the one this node is of'
+        hint = (
+            f'`ray_address = "HOST:6379"` in {home / settings.FILE}, or ${_ADDRESS}; `auto` for the one this node is of'
+        )
         raise SpecError("the engine `ray` needs a cluster, and none is named", hint=hint)
     if "://" in address or address == "local":
         hint = "HOST:PORT of a cluster that this machine is a node of, or `auto`"
@@ -289,7 +291,9 @@ def _knock(address: str) -> None:
     if refused is not None and "AuthenticationError" in refused:
         raise TrainingError("the Ray cluster does not take our token", address, "all nodes and this one need the same")
     if refused is not None:
-        raise TrainingError(f"no Ray cluster answers: {_last_line(refused)}", address, "is it up, and this Ray its own?")
+        raise TrainingError(
+            f"no Ray cluster answers: {_last_line(refused)}", address, "is it up, and this Ray its own?"
+        )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ A search may be ended at any moment and carried again: all that it knows stands 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import re
@@ -16,9 +17,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier import engines, errors, hardware, logbook, ownership, redaction, runs, worker
 from luthier.engines import Helper
@@ -28,6 +30,10 @@ from luthier.roster import ENDED, Roster, in_words
 from luthier.runs import Finished, Run, Started
 from luthier.trials import board, page, record, study
 from luthier.worker import Stop
+
+if TYPE_CHECKING:
+    from luthier import clusters
+    from luthier.clusters import Cluster
 
 JSON, PAGE = "search.json", "report.html"
 SAVING_SECONDS = 25  # that waves have to save what they train; a search that is stopped has 30 in all
@@ -46,7 +52,11 @@ def main() -> int:
 def carry(run: Run, stop: Stop) -> Finished:
     """All of a search's work: trials, the best of them, its seeds, its test. Raises LuthierError where it cannot go on,
     Stopped where it was asked to end."""
-    search = _Search(run, stop)
+    with _cluster(run) as cluster:
+        return _carried(_Search(run, stop, cluster))
+
+
+def _carried(search: _Search) -> Finished:
     search.begin()
     if (best := search.roster.facts.get("best")) is None:
         search.train(asks=True)
@@ -56,11 +66,23 @@ def carry(run: Run, stop: Stop) -> Finished:
     return search.conclude(best)
 
 
+@contextlib.contextmanager
+def _cluster(run: Run) -> Iterator[Cluster | None]:
+    """The cluster that the search's processes run on; None: they run here."""
+    if run.facts.get("engine", "here") != "ray":
+        yield None
+        return
+    from luthier import clusters
+
+    with contextlib.closing(clusters.connect(run.path.parents[1])) as cluster:
+        yield cluster
+
+
 @dataclass(slots=True)
 class _Wave:
     """A process that trains trials of one group, and the trials it answers for."""
 
-    helper: Helper
+    helper: Helper | clusters.Helper
     group: str
     base: str
     first: Run | None
@@ -74,6 +96,7 @@ class _Search:
 
     run: Run
     stop: Stop
+    cluster: Cluster | None
     roster: Roster = field(init=False)
     waves: list[_Wave] = field(default_factory=list)
     said: queue.SimpleQueue[tuple[_Wave, str | None]] = field(default_factory=queue.SimpleQueue)
@@ -177,12 +200,17 @@ class _Search:
             placed = self._placement(_base(run))
             slots = min(placed["slots"], self._share(placed)) if placed else None
             threads = placed.get("threads", hardware.cores() // self._processes(placed)) if placed else None
-            helper = engines.Helper(["luthier.wave"], self.roster.home, run.facts["model"])
+            helper = self._helper(run.facts["model"])
             told = {"home": str(self.roster.home), "search": str(self.run.path), "slots": slots, "threads": threads}
             helper.say(json.dumps(told))
             wave = _Wave(helper, _group(run), _base(run), run, {run.id})
             self.waves.append(wave)
             threading.Thread(target=self._listen, args=(wave,), daemon=True).start()
+
+    def _helper(self, model: str) -> Helper | clusters.Helper:
+        if self.cluster is not None:
+            return self.cluster.helper(["luthier.wave"], model)
+        return engines.Helper(["luthier.wave"], self.roster.home, model)
 
     def _to_begin(self) -> Run | None:
         """The trial that another process begins with; None where there is none, or no room for a process."""
@@ -200,7 +228,10 @@ class _Search:
         return dict(self.roster.facts.get("placements", {})).get(base)
 
     def _processes(self, placed: dict[str, Any] | None) -> int:
-        return min(placed["processes"], self.roster.wishes.at_once or placed["processes"]) if placed else 1
+        if placed is None:
+            return 1
+        room = self.cluster.room() if self.cluster else placed["processes"]
+        return max(1, min(room, self.roster.wishes.at_once or room))
 
     def _share(self, placed: dict[str, Any]) -> int:
         """The slots of one process, so that all together stay within `at_once`."""
