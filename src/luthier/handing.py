@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from luthier import engines, errors, hardware, logbook, ownership, redaction, runs
+from luthier import engines, errors, hardware, ownership, redaction
 from luthier.engines import Helper
 from luthier.logbook import Stopped
 from luthier.roster import ENDED, Roster, in_words

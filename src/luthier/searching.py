@@ -50,7 +50,7 @@ def carry(run: Run, stop: Stop) -> Finished:
         reseed(roster, best)
         hands.train(asks=False)
     judge(roster, best, stop)
-    found = board_of(runs.load(run.path))
+    found = board_of(runs.load(run.path), "done")
     board.write_json(found, run.path / board.FILE)
     page.write_html(found, run.path / board.PAGE)
     return Finished(run.id, roster.ended(), time.time(), "done", found.headline)
@@ -104,8 +104,8 @@ def judge(roster: Roster, best: str, stop: Stop) -> None:
     raise TrainingError("the winner's test was ended from outside", str(run.path / runs.LOG))
 
 
-def board_of(search: Run) -> Board:
-    """What a search has found so far, at its end or on its way."""
+def board_of(search: Run, state: str | None = None) -> Board:
+    """What a search has found so far, at its end or on its way; `state`: what it will be when this is read."""
     roster = Roster(search)
     trials, wishes = roster.trials(), roster.wishes
     names = study.objectives(wishes.objective)
@@ -121,7 +121,7 @@ def board_of(search: Run) -> Board:
     known = conclude.Search(
         search.id,
         search.name,
-        search.state,
+        state or search.state,
         tuple(aims),
         axes,
         own,
