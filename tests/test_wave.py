@@ -109,7 +109,7 @@ def test_the_ordinary_worker_asks_a_finished_trial_and_opens_the_test_once(ridde
     assert before == after and read_json(one / "report.json").subject.split == "test"
     studio = Studio(ridden.studio.home)
     assert studio.find(one.name).state == "done"
-    assert studio.compare([runs.load(one), runs.load(other)]).subjects
+    assert studio.compare([runs.load(one), runs.load(other)]).shared
     [reply] = studio.generate(runs.load(one), ["item 3?"])
     assert isinstance("".join(reply.tuned), str)
 
@@ -202,7 +202,7 @@ def test_a_trial_that_ended_unheard_is_told_and_not_done_again(ridden: Trials, m
 def test_generated_metrics_are_measured_for_all_slots_and_kept_with_the_weights(tmp_path: Path) -> None:
     """The same rows, rules and metrics as a report has, on validation rows; also where a slot has virtual tokens."""
     prompt = {"method": {"type": "prompt_tuning", "virtual_tokens": 3, "init_method": "vocabulary"}}
-    trials = Trials(tmp_path, objective=["exact_match", "perplexity"])
+    trials = Trials(tmp_path, objective="exact_match, perplexity, size")
     paths = trials.add({}, {"seed": 5}, prompt)
     assert trials.wave(slots=3) == 0, (trials.folder / "log").read_text()
     for path in paths:
