@@ -16,7 +16,7 @@ import typer
 
 import luthier
 from luthier import runs, settings
-from luthier.cli.commands import after, before, begin, tuning
+from luthier.cli.commands import after, before, begin, searching, tuning
 from luthier.errors import DataError, LuthierError, ModelError, NotFound, SpecError
 
 YOUR_INPUT, IT_FAILED = 2, 1
@@ -39,6 +39,7 @@ app = typer.Typer(
 for _panel, _functions in COMMANDS.items():
     for _function in _functions:
         app.command(rich_help_panel=_panel)(_function)
+app.add_typer(searching.GROUP, name="search", rich_help_panel="Tune")
 
 
 @app.callback(invoke_without_command=True)

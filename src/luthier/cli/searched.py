@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from luthier import events, runs, spec
+from luthier.cli import show as screen
 from luthier.cli.progress import SECONDS_BETWEEN_LINES, clock
 from luthier.runs import Evaluated, Event, Finished, Noted, Run, Started, State, Stepped
 
@@ -188,6 +189,33 @@ def counts(followed: Following, now: float) -> str:
     return " · ".join(told) or followed.doing or "preparing"
 
 
+def brief(search: Run) -> dict[str, Any]:
+    """What a listing says of a search: trials by state, the best of them so far and its score on validation."""
+    followed = Following(search)
+    followed.look()
+    best = followed.goal.best(followed.sorted())
+    told: dict[str, Any] = {"trials": dict(Counter(row.state for row in followed.rows.values()))}
+    return told | {
+        "planned": followed.goal.trials,
+        "objective": followed.goal.objective,
+        "best": best and {"run": best.id, "values": dict(best.values), "score": best.kept},
+    }
+
+
+def run_row(search: Run) -> tuple[Any, ...]:
+    """A search in the listing of runs: counts and the best so far in place of its trials."""
+    told = brief(search)
+    counted = ", ".join(f"{count} {state}" for state, count in told["trials"].items())
+    best = (
+        told["best"]
+        and f"best {told['best']['run'].rpartition('.')[2]}: {told['objective']} {told['best']['score']:.4g}"
+    )
+    words = search.error["message"] if search.error else search.facts.get("verdict")
+    *first, method, task, created, _ = screen.run_row(search)
+    said = "; ".join(each for each in (counted or "no trial yet", best, words) if each)
+    return *first, f"search: {method}", task, created, said
+
+
 def summary(row: Row, paths: tuple[str, ...]) -> str:
     """`003: learning_rate 0.0032, rank 8`"""
     names = short_names((*paths, *(path for path in row.values if path not in paths)))
@@ -224,7 +252,7 @@ def short(value: Any) -> str:
 
 # --- following ---------------------------------------------------------------------------------------------------
 def follow(search: Run, console: Console, as_json: Callable[[str], None] | None = None) -> None:
-    """Follow a search to its rest: a live table on a terminal, lines elsewhere, with `as_json` each event as one line."""
+    """Follow a search to its rest: a live table on a terminal, else lines, with `as_json` each event as one."""
     followed = Following(search)
     if as_json is not None:
         _json(followed, as_json)

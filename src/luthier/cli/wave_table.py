@@ -182,7 +182,8 @@ def sparks(row: Row, scale: tuple[float, float], columns: int) -> str:
     if columns and len(scores) > columns:
         scores = [scores[round(i * (len(scores) - 1) / (columns - 1))] for i in range(columns)]
     low, high = scale
-    return "".join(_block((score - low) / (high - low) if high > low else 0.0) for score in scores if columns)
+    far = max(high - low, 1e-12)
+    return "".join(_block((score - low) / far) for score in scores if columns)
 
 
 def _block(share: float) -> str:

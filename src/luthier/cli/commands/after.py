@@ -7,33 +7,68 @@ look (`show.py`, `compared.py`).
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli import leaderboard, searched, wave_table
 from luthier.cli import show as screen
 from luthier.cli.commands import common
 from luthier.cli.commands.common import NOTHING, Json, Set, SomeRun, Word
 from luthier.errors import NotFound, SpecError
+from luthier.runs import Run, load
+
+if TYPE_CHECKING:
+    from luthier.studio import Studio
 
 
-def runs(as_json: Json = False) -> None:
-    """Every run, the newest first."""
-    every = common.studio().runs()
+def runs(
+    of: Annotated[str | None, typer.Argument(help="A search: its trials instead.", metavar="SEARCH")] = None,
+    as_json: Json = False,
+) -> None:
+    """Every run, the newest first; a search as one line, or with its name its trials."""
+    here = common.studio()
+    if of is not None:
+        _trials(here, of, as_json)
+        return
+    every = [run for run in here.runs() if run.facts.get("search") is None]
     if as_json:
-        screen.as_json([asdict(run) for run in every])
+        screen.as_json([asdict(run) | ({"search": searched.brief(run)} if _is_search(run) else {}) for run in every])
         return
     columns = ("run", "state", "model", "method", "task", "created", "verdict")
-    screen.table(columns, [screen.run_row(run) for run in every])
+    screen.table(columns, [searched.run_row(run) if _is_search(run) else screen.run_row(run) for run in every])
+
+
+def _is_search(run: Run) -> bool:
+    return run.facts.get("kind") == "search"
+
+
+def _trials(here: Studio, word: str, as_json: bool) -> None:
+    """The trials of the search that `word` means, `SEARCH` or `SEARCH.*`, by number."""
+    found = here.find(word.removesuffix(".*"))
+    if not _is_search(found):
+        raise SpecError(f"{found.id} is no search: it has no trials", hint=f"`luthier show {found.id}` shows the run")
+    followed = searched.Following(found)
+    followed.look()
+    if as_json:
+        screen.as_json([asdict(load(found.path.parent / row.id)) for row in followed.sorted()])
+        return
+    for text in wave_table.table(followed.sorted(), followed.goal, screen.out().width):
+        screen.out().print(text, soft_wrap=True)
+    screen.say(searched.counts(followed, time.time()))
 
 
 def show(run: SomeRun = None, as_json: Json = False) -> None:
-    """One run: what it is, how far it came, what it scored."""
+    """One run: what it is, how far it came, what it scored; of a search its leaderboard."""
     from luthier import studio
 
     found = common.studio().find(run)
+    if _is_search(found):
+        leaderboard.show(found, as_json)
+        return
     told = studio.report(found) if (found.path / "report.json").is_file() else None
     if as_json:
         screen.as_json(asdict(found) | {"report": told and asdict(told)})

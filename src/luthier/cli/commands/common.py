@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli import progress
+from luthier.cli import leaderboard, progress, searched
 from luthier.cli import show as screen
 from luthier.runs import Run
 
@@ -46,15 +46,20 @@ def experiment(file: Path, sets: list[str]) -> Experiment:
 
 
 def carry(here: Studio, run: Run, as_json: bool) -> Run:
-    """Follow a run to its end and say its verdict; a run that is done already says it at once."""
+    """Follow a run, or a search, to its end and say its verdict; one that is done already says it at once."""
     from luthier import studio
 
-    screen.say(f"run {run.id} is done already" if run.state == "done" else f"run {run.id}: {run.path}")
+    is_search = run.facts.get("kind") == "search"
+    called = f"{'search' if is_search else 'run'} {run.id}"
+    screen.say(f"{called} is done already" if run.state == "done" else f"{called}: {run.path}")
     if run.state != "done":
         try:
-            run = progress.carry(here, run, screen.line if as_json else None)
+            run = progress.carry(here, run, screen.line if as_json else None, searched.follow if is_search else None)
         except KeyboardInterrupt:
             raise typer.Exit(1) from None
+    if is_search:
+        leaderboard.tell_end(studio.done(run), as_json)
+        return run
     told = studio.report(studio.done(run))
     if as_json:
         screen.json_line({"run": run.id, "verdict": told.verdict, "report": asdict(told)})

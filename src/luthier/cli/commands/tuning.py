@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli import progress
+from luthier import runs
+from luthier.cli import progress, searched
 from luthier.cli import show as screen
 from luthier.cli.commands import common
 from luthier.cli.commands.common import EXPERIMENT, NOTHING, READING, File, Json, Set, SomeRun, Word
+from luthier.errors import SpecError
 from luthier.runs import Run
 
 if TYPE_CHECKING:
@@ -28,9 +30,15 @@ def tune(
     accept: Annotated[list[str], typer.Option("--accept", help="A finding you accept.", metavar="CODE")] = NOTHING,
     new: Annotated[bool, typer.Option("--new", help="Begin another run, whatever stands.")] = False,
     seeds: Annotated[int, typer.Option(min=1, max=20, help="Train so many times, each with another seed.")] = 1,
+    trial: Annotated[
+        str | None, typer.Option("--from", help="Train a trial of a search alone, not a file.", metavar="SEARCH.007")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Tune, evaluate, and give a verdict. The same command again prints it, or continues what was interrupted."""
+    if trial is not None:
+        _tune_trial(trial, (*sets, *accept), new, seeds, as_json)
+        return
     here, experiment = common.studio(), _accepting(common.experiment(file, sets), accept)
     trained = []
     for further in range(seeds):
@@ -39,6 +47,17 @@ def tune(
         trained.append(common.carry(here, run, as_json))
     if seeds > 1:
         _tell_seeds(here, trained, as_json)
+
+
+def _tune_trial(word: str, changes: tuple[str, ...], new: bool, seeds: int, as_json: bool) -> None:
+    """A trial once more, as it is: what it scored is what comes out."""
+    if changes or seeds > 1:
+        hint = "`luthier search clone TRIAL --set …` tries other values; a file of them: experiment.yaml in its folder"
+        raise SpecError("--from trains a trial as it is: --set, --accept and --seeds do not go with it", hint=hint)
+    here = common.studio()
+    with screen.busy(READING):
+        run = here.again(here.find(word), new)
+    common.carry(here, run, as_json)
 
 
 def _accepting(experiment: Experiment, codes: list[str]) -> Experiment:
@@ -101,6 +120,11 @@ def resume(run: Word, as_json: Json = False) -> None:
 
 
 def watch(run: SomeRun = None, as_json: Json = False) -> None:
-    """Follow a run that is under way. Ctrl-C ends the watching, not the run."""
+    """Follow a run or a search that is under way. Ctrl-C ends the watching, not the run."""
     here = common.studio()
-    progress.draw(here.watch(here.find(run)), screen.err(), screen.line if as_json else None)
+    found = here.find(run)
+    if found.facts.get("kind") == "search":
+        searched.follow(found, screen.err(), screen.line if as_json else None)
+        screen.say(f"search {found.id} is {runs.load(found.path).state}; its trials: luthier show {found.id}")
+    else:
+        progress.draw(here.watch(found), screen.err(), screen.line if as_json else None)
