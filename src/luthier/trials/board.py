@@ -36,10 +36,21 @@ class Aim:
     def say(self, value: float) -> str:
         """The number, four digits of it.
 
-        >>> Aim("loss", "validation loss", False).say(1.23456), Aim("accuracy", "accuracy", True, 1.0).say(0.9)
-        ('1.235', '0.900')
+        >>> loss, share = Aim("loss", "validation loss", False), Aim("accuracy", "accuracy", True, 1.0)
+        >>> loss.say(1.3), loss.say(81_920), share.say(0.9)
+        ('1.300', '81,920', '0.900')
         """
-        return f"{value:.3f}" if self.top == 1.0 else f"{value:.4g}"
+        if self.top == 1.0:
+            return f"{value:.3f}"
+        return f"{value:,.0f}" if abs(value) >= 1000 or value == 0 else f"{value:#.4g}".rstrip(".")
+
+    def gap(self, value: float) -> str:
+        """The size of a difference, two digits of it.
+
+        >>> Aim("loss", "validation loss", False).gap(-0.01883)
+        '0.019'
+        """
+        return f"{abs(value):,.0f}" if abs(value) >= 1000 else f"{abs(value):.2g}"
 
 
 @dataclass(frozen=True, slots=True)
