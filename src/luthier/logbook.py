@@ -163,9 +163,8 @@ def fitted(run: Run, bench: Bench, tuned: Tuned) -> tuple[Training, int, str]:
     if fit.training.gradient_checkpointing and asked is None:
         note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
     budget = int(choices(run).get("budget") or fit.budget)
-    keep_choice(run, "budget", budget)
     product = choices(run).get("product") or lora.measure_product(tuned.multiplied(), rows=1024)
-    keep_choice(run, "product", product)
+    keep_choices(run, budget=budget, product=product)
     return fit.training, budget, product
 
 
@@ -177,9 +176,10 @@ def choices(run: Run) -> dict[str, Any]:
         return {}
 
 
-def keep_choice(run: Run, name: str, value: Any) -> None:
+def keep_choices(run: Run, **chosen: Any) -> None:
+    """Further choices for every later attempt to keep."""
     written = json.loads((run.path / ENVIRONMENT).read_text(encoding="utf-8"))
-    write_json(run.path / ENVIRONMENT, written | {"choices": written["choices"] | {name: value}})
+    write_json(run.path / ENVIRONMENT, written | {"choices": written["choices"] | chosen})
 
 
 def _environment() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier import engines, errors, presets, runs, spec
 from luthier.errors import LuthierError, NotFound, SpecError, TrainingError, here, means_a_path, near_path
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Described = spec.Experiment | str | Path
 """An experiment, or the path of its file."""
+Engine = Literal["here", "ray"]
+"""Where the processes of a search run."""
 Subject = Run | spec.Experiment | str
 """What can be evaluated: a run, a base by name, or the model of an experiment."""
 
@@ -151,17 +153,22 @@ class Studio:
         return climbing.climb(self.home, base, lambda each: self._meant(self.draft(each), False), shots, show)
 
     # --- a search: a run whose work is other runs
-    def search(self, experiment: Described, new: bool = False) -> Run:
+    def search(self, experiment: Described, new: bool = False, engine: Engine = "here") -> Run:
         """The search that `experiment` means, with a process on it unless it is done: many trials of it on one base.
 
         Which one follows from the name as with `tune`, among searches. Without a `search` of its own, or a `space`, the
-        method's own is taken. Raises what `tune` does, and SpecError for a space that cannot be meant.
+        method's own is taken. Its processes run on this machine, or with `engine` "ray" on a Ray cluster. Raises what
+        `tune` does, and SpecError for a space that cannot be meant.
         """
         from luthier import roster
 
         draft, known = roster.describe(_described(experiment), self.home)
         run = self._meant(draft, new, known)
-        return run if run.state == "done" else engines.start(run)
+        if run.state == "done":
+            return run
+        if runs.owner(run.path) is None:
+            runs.update(run.path, {"facts": {"engine": engine}})
+        return engines.start(run)
 
     def add(self, search: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         """Another trial for a search that is not done: parameter's path → value, everything else as the file says.

@@ -214,7 +214,7 @@ def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop, ranks: Ranks) -> Fi
 
     def halved(tokens: int) -> None:
         if ranks.leads:
-            logbook.keep_choice(run, "budget", tokens)
+            logbook.keep_choices(run, budget=tokens)
 
     for event in train(tuned, [job], stop, budget, halved, ranks):
         if isinstance(event, Finished):

@@ -242,7 +242,9 @@ def checked(path: str, value: Any, where: Where = ()) -> Any:
 def adapter(path: str) -> TypeAdapter[Any]:
     """What reads a value of the parameter, as its section does."""
     *root, name = path.split(".")
-    field = next(kind.model_fields[name] for kind in sections() if kind.root == tuple(root) and name in kind.model_fields)
+    field = next(
+        kind.model_fields[name] for kind in sections() if kind.root == tuple(root) and name in kind.model_fields
+    )
     config = ConfigDict(strict=True, allow_inf_nan=False)
     bare: Any = field.annotation
     return TypeAdapter(Annotated[(bare, *field.metadata)] if field.metadata else bare, config=config)
