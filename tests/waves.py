@@ -138,7 +138,7 @@ def _work(told: int, said: int, others: Sequence[int]) -> int:
         os.close(handle)
     os.dup2(told, 0)
     os.dup2(said, 1)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", encoding="utf-8")
     return wave.main()
 
 
