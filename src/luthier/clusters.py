@@ -1,7 +1,7 @@
 """Processes on the nodes of a Ray cluster, in place of those that `engines.Helper` starts here.
 
-Lives here: connecting to a cluster, which must ask for a token; how many processes it has room for; a process on it. Does
-not live here: what the processes do (`wave.py`), or who gives them work (`searching.py`).
+Lives here: connecting to a cluster, which must ask for a token; how many processes it has room for; a process on it.
+Does not live here: what the processes do (`wave.py`), or who gives them work (`searching.py`).
 
 A process is held by an actor on its node, which ends with the driver: the one that connected. A node that dies looks
 like a process that died. Nothing stands in the cluster: all that is known stands in the home folder, which every node
@@ -26,7 +26,7 @@ from typing import Any
 
 import luthier
 from luthier import engines, settings
-from luthier.errors import LuthierError, MissingExtra, SpecError, TrainingError
+from luthier.errors import MissingExtra, SpecError, TrainingError
 
 OLDEST = (2, 59)  # the first that asks for a token where nobody says otherwise
 LOST = 1  # the code of a process whose node, or whose actor, is gone
@@ -139,7 +139,7 @@ class Helper:
 
     def start(self, command: list[str], home: Path, model: str) -> None:
         # to the actor itself, not to its constructor: what that is given, the head node remembers
-        self._began = self._actor.start.remote(command, str(home), model, engines.tokens(model), os.getcwd())
+        self._began = self._actor.start.remote(command, str(home), model, engines.tokens(model), str(Path.cwd()))
 
     def placed(self) -> bool:
         """Whether a node holds it already."""
@@ -255,8 +255,8 @@ def _ray() -> ModuleType:
 def _address(home: Path) -> str:
     address = os.environ.get(_ADDRESS) or settings.environment(home).get(_ADDRESS, "")
     if not address:
-        hint = f'`ray_address = "HOST:6379"` in {home / settings.FILE}, or ${_ADDRESS}; `auto` for the one this node is of'
-        raise SpecError("the engine `ray` needs a cluster, and none is named", hint=hint)
+        hint = '`ray_address = "HOST:6379"`, or $RAY_ADDRESS; `auto` for the one that this machine is a node of'
+        raise SpecError("the engine `ray` needs a cluster, and none is named", str(home / settings.FILE), hint)
     if "://" in address or address == "local":
         hint = "HOST:PORT of a cluster that this machine is a node of, or `auto`"
         raise SpecError(f"`{address}` is not the address of a Ray cluster that a search can join", _ADDRESS, hint)
@@ -289,7 +289,8 @@ def _knock(address: str) -> None:
     if refused is not None and "AuthenticationError" in refused:
         raise TrainingError("the Ray cluster does not take our token", address, "all nodes and this one need the same")
     if refused is not None:
-        raise TrainingError(f"no Ray cluster answers: {_last_line(refused)}", address, "is it up, and this Ray its own?")
+        hint = "is it up, and is this Ray of the cluster's version?"
+        raise TrainingError(f"no Ray cluster answers: {_last_line(refused)}", address, hint)
 
 
 @contextlib.contextmanager

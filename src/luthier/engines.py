@@ -88,7 +88,7 @@ class Helper:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=settings.environment(home) | redaction.inherited() | _tokens(model),
+            env=settings.environment(home) | redaction.inherited() | tokens(model),
         )
         assert self._child.stdin is not None and self._child.stdout is not None
         self._to, self._from = self._child.stdin, self._child.stdout
@@ -174,10 +174,10 @@ def _run_tokens(run: runs.Run) -> dict[str, str]:
     """The Hub's if the base comes from the Hub, the judge's if the answers are judged."""
     judge = _JUDGE_TOKENS if run.facts.get("judge") else ()
     models = (run.facts["model"], *run.facts.get("bases", ()))
-    return _tokens(*models) | {name: os.environ[name] for name in judge if name in os.environ}
+    return tokens(*models) | {name: os.environ[name] for name in judge if name in os.environ}
 
 
-def _tokens(*models: str) -> dict[str, str]:
+def tokens(*models: str) -> dict[str, str]:
     """The Hub's, where a base comes from there."""
     local = all(Path(model).is_dir() for model in models)
     return {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ and not local}
