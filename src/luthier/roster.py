@@ -48,6 +48,7 @@ class Basis:
     dataset: Dataset
     regression: Dataset | None
     drawn_by: int
+    pruner: str
     bases: dict[str, Base]
 
     def draft(self, values: Mapping[str, Any]) -> Draft:
@@ -60,7 +61,12 @@ class Basis:
         chosen = drafts.named(space.applied(self.described, values))
         name = chosen.model.name
         base = self.bases.get(name) or self.bases.setdefault(name, drafts.base_of(chosen.model))
-        return drafts.decided(chosen, base, self.dataset, self.drawn_by, self.regression)
+        given = base, self.dataset, self.drawn_by, self.regression
+        found, counts = drafts.decided(chosen, *given), self.dataset.counts
+        every = space.evaluate_every(found.resolved.experiment, counts["train"], counts["validation"], self.pruner)
+        if every is None:
+            return found
+        return drafts.decided(space.applied(chosen, {"training.evaluate_every": every}), *given)
 
 
 def describe(experiment: spec.Experiment, home: Path) -> tuple[Draft, dict[str, Any]]:
@@ -74,14 +80,14 @@ def describe(experiment: spec.Experiment, home: Path) -> tuple[Draft, dict[str, 
         hint = "`data.validation`: a file, or a share of the rows (0.1)"
         raise DataError("a search chooses on validation rows, and there are none", str(draft.dataset.path), hint)
     whole = space.parse(wishes.space) if wishes.space else space.default(draft.chosen, draft.resolved, draft.base.facts)
-    written = space.written(whole)
-    wishes = spec.Search.model_construct(wishes.model_fields_set, **dict(wishes) | {"space": written})
+    written, trials = space.written(whole), space.budget(whole, wishes, draft.chosen.method.type)
+    decided = dict(wishes) | {"space": written, "trials": trials}
+    wishes = spec.Search.model_construct(wishes.model_fields_set, **decided)
     study.ask(whole, wishes, draft.chosen.seed, [])  # what it refuses is refused now
-    basis = Basis(draft.chosen, draft.dataset, draft.regression, draft.drawn_by, {draft.chosen.model.name: draft.base})
-    for dimension in whole.dimensions:
-        needed = {path: among[0] for path, among in dimension.when.items()}
-        for value in dimension.choices or (dimension.low, dimension.high):
-            basis.draft({**needed, dimension.path: value})
+    bases = {draft.chosen.model.name: draft.base}
+    basis = Basis(draft.chosen, draft.dataset, draft.regression, draft.drawn_by, wishes.pruner, bases)
+    for values in space.probes(whole):
+        basis.draft(values)
     told = {name: base_told(base) for name, base in basis.bases.items()}
     return drafts.searching(draft, wishes), {"kind": KIND, "searched": written, "bases": told}
 
@@ -95,7 +101,7 @@ class Roster:
         wishes = spec.load(search.path / "resolved.yaml").search
         assert wishes is not None
         self.wishes, self.space = wishes, space.parse(wishes.space)
-        self.basis = _basis(search)
+        self.basis = _basis(search, wishes)
         self._ended: dict[str, Trial] = {}
         self._exhausted = False
         self._before = self._kept = float(search.facts.get("spent", 0.0))
@@ -277,14 +283,16 @@ def base_from(told: Mapping[str, Any]) -> Base:
     return Base(presets.BaseFacts(**told["facts"]), told["commit"], told["revision"])
 
 
-def _basis(search: Run) -> Basis:
+def _basis(search: Run, wishes: spec.Search | None = None) -> Basis:
     """What the trials of a search share, from its folder."""
+    wishes = wishes or spec.load(search.path / "resolved.yaml").search
+    assert wishes is not None
     facts, home = search.facts, search.path.parents[1]
     described = drafts.one(spec.load(search.path / "experiment.yaml"))
     bases = {name: base_from(told) for name, told in facts["bases"].items()}
     beside = facts.get("regression")
     rows = _rows(home, facts["dataset"]), _rows(home, beside) if beside else None
-    return Basis(described, *rows, facts["drawn_by"], bases)
+    return Basis(described, *rows, facts["drawn_by"], wishes.pruner, bases)
 
 
 def _rows(home: Path, fingerprint: str) -> Dataset:

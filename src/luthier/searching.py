@@ -176,7 +176,7 @@ class _Search:
         while run := self._to_begin():
             placed = self._placement(_base(run))
             slots = min(placed["slots"], self._share(placed)) if placed else None
-            threads = max(1, hardware.cores() // self._processes(placed)) if placed else None
+            threads = placed.get("threads", hardware.cores() // self._processes(placed)) if placed else None
             helper = engines.Helper(["luthier.wave"], self.roster.home, run.facts["model"])
             told = {"home": str(self.roster.home), "search": str(self.run.path), "slots": slots, "threads": threads}
             helper.say(json.dumps(told))
