@@ -17,7 +17,7 @@ from luthier.cli.progress import clock
 from luthier.runs import Plan, Run
 
 if TYPE_CHECKING:
-    from luthier.spec import Experiment
+    from luthier.spec import Search
     from luthier.trials.board import Board
 
 LEAST_FIRST = ("why it ended", "kept", "tokens", "weights", "best step", "time")  # in this order they make room
@@ -103,14 +103,12 @@ def fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def planned(experiment: Experiment, space: Mapping[str, Any], one: Plan) -> dict[str, Any]:
-    """What a search would do: its space and where that comes from, how many trials, what each costs at most."""
-    wishes = experiment.search
-    assert wishes is not None
+def planned(wishes: Search, one: Plan) -> dict[str, Any]:
+    """What a search would do: its space, how many trials, what one costs as described, and all at most."""
     trials = wishes.trials + wishes.seeds - 1
     return {
-        "space": dict(space),
-        "chosen": bool(wishes.space),
+        "space": dict(wishes.space),
+        "chosen": "space" in wishes.model_fields_set,
         "trials": wishes.trials,
         "seeds": wishes.seeds,
         "objective": wishes.objective,
@@ -134,7 +132,7 @@ def tell_plan(told: Mapping[str, Any]) -> None:
             else f"{told['trials']} trials by {told['sampler']}, none stopped early",
             "best by": told["objective"],
             "space": spaces(told["space"]),
-            "chosen by": "you" if told["chosen"] else "default: the method's own; `search.space` says another",
+            "space from": "you" if told["chosen"] else "default: the method's own; `search.space` says another",
             "seeds": f"{told['seeds']} of the winner" if told["seeds"] > 1 else "",
             "a trial": f"{told['steps_each']:,} steps" + (f", about {clock(each)} alone" if each is not None else ""),
             "all": "" if alone is None else f"about {clock(alone)} one after another, to the end; less together",

@@ -87,18 +87,12 @@ class Goal:
 def goal(search: Run) -> Goal:
     """What the search's folder says of its aim."""
     wishes = spec.load(search.path / "resolved.yaml").search or spec.Search()
-    objective = first_objective(wishes)
+    objective = wishes.objective.partition(",")[0].strip()  # of several the first chooses the winner
     return Goal(objective, _is_higher_better(objective), wishes.trials, tuple(wishes.space))
 
 
-def first_objective(wishes: spec.Search) -> str:
-    """The objective that leads, where there are several."""
-    named: Any = wishes.objective
-    return str(named if isinstance(named, str) else named[0])
-
-
 def _is_higher_better(objective: str) -> bool:
-    if objective == "loss":
+    if objective in ("loss", "size"):
         return False
     from luthier.evaluation import metrics
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from luthier.cli.commands import common
 from luthier.cli.commands.common import EXPERIMENT, NOTHING, READING, File, Json, Set
 
 if TYPE_CHECKING:
-    from luthier.spec import Experiment
+    from luthier.spec import Experiment, Search
     from luthier.studio import Studio
 
 
@@ -89,7 +89,7 @@ def plan(
 
     here, experiment = common.studio(), common.experiment(file, sets)
     with screen.busy(READING):
-        space = _space(here, experiment)
+        wishes = _search(here, experiment)
         draft = here.draft(experiment.model_copy(update={"search": None}))
         planned = here.plan(draft, measure)
     values = spec.leaves(draft.resolved.experiment) | planned.found
@@ -99,15 +99,15 @@ def plan(
         told = {path: {"value": value, "origin": origins[path]} for path, value in values.items()}
         shares = {"trained_share": planned.trained_share, "shared_share": planned.shared_share}
         rest = {"values": told, "counts": draft.dataset.counts, "notes": draft.resolved.notes}
-        if space is not None:
-            rest["search"] = leaderboard.planned(experiment, space, planned)
+        if wishes is not None:
+            rest["search"] = leaderboard.planned(wishes, planned)
         screen.as_json({"plan": asdict(planned) | shares} | rest)
     else:
         rows = [(path, screen.value(values[path]), origins[path]) for path in values]
         screen.table(("parameter", "value", "from"), rows)
         screen.plan(planned, accepted)
-        if space is not None:
-            leaderboard.tell_plan(leaderboard.planned(experiment, space, planned))
+        if wishes is not None:
+            leaderboard.tell_plan(leaderboard.planned(wishes, planned))
         for note in (*draft.resolved.notes, *planned.warnings):
             screen.say(f"note: {note}")
         if planned.findings:
@@ -116,12 +116,12 @@ def plan(
         raise typer.Exit(2)  # as `luthier tune` would end: your input
 
 
-def _space(here: Studio, experiment: Experiment) -> dict[str, Any] | None:
-    """The space that a search of the experiment would have, the method's own if it names none; None without a search.
-    Raises what `luthier search` would."""
+def _search(here: Studio, experiment: Experiment) -> Search | None:
+    """The search that the experiment describes, with the method's own space and budget where it names none. Raises what
+    `luthier search` would."""
     if experiment.search is None:
         return None
     from luthier import roster
 
-    _, known = roster.describe(experiment, here.home)
-    return dict(known["searched"])
+    draft, _ = roster.describe(experiment, here.home)
+    return draft.resolved.experiment.search

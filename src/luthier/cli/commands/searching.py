@@ -6,11 +6,11 @@ looks on its way (`searched.py`, `wave_table.py`) and at its end (`leaderboard.p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -35,7 +35,7 @@ class Engine(StrEnum):
 class OrFile(TyperGroup):
     """`luthier search FILE …` beside `luthier search add …`: a first word that is no sub-command is the file."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] in self.commands:
             return super().parse_args(ctx, [str(EXPERIMENT), *args])
         ctx.allow_interspersed_args = True
@@ -64,7 +64,7 @@ def search(
     wishes = [*sets, *([] if seeds is None else [f"search.seeds={seeds}"])]
     here, experiment = common.studio(), common.experiment(file, wishes)
     with screen.busy(READING):
-        run = here.search(experiment, new)
+        run = here.search(experiment, new, engine.value)
     common.carry(here, run, as_json)
 
 
@@ -126,7 +126,7 @@ def _tell_wish(search: Run, values: dict[str, Any]) -> None:
     screen.say(f"{search.id} makes a trial: {told}{progress.how_to_go_on(search) if search.state != 'running' else ''}")
 
 
-VERBS = (search, add, clone, stop)
+VERBS: tuple[Callable[..., None], ...] = (search, add, clone, stop)
 
 
 def _group() -> typer.Typer:
