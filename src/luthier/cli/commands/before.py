@@ -94,6 +94,10 @@ def plan(
         planned = here.plan(draft, measure)
     values = spec.leaves(draft.resolved.experiment) | planned.found
     origins = {**draft.resolved.origins, **dict.fromkeys(planned.found, "found")}
+    if wishes is not None:
+        del values["search"]
+        values |= {f"search.{field}": value for field, value in wishes}
+        origins |= {f"search.{field}": "you" if field in wishes.model_fields_set else "default" for field, _ in wishes}
     accepted = draft.resolved.experiment.data.accept
     if as_json:
         told = {path: {"value": value, "origin": origins[path]} for path, value in values.items()}
