@@ -47,9 +47,9 @@ def trial(
         "bytes": 20_480 * rank if isinstance(rank, int) else 20_480,
         "planned": PLANNED,
     }
-    scores = {"loss": loss} if loss is not None else None
+    facts["scores"] = {"loss": loss} if loss is not None else None
     run = f"{ID}.{number:03}"
-    return Trial(number, run, f"/runs/{run}", values, by, state, told, scores, reason=reason, **(facts | more))  # type: ignore[arg-type]
+    return Trial(number, run, f"/runs/{run}", values, by, state, told, reason=reason, **(facts | more))  # type: ignore[arg-type]
 
 
 def trials(count: int, pruned: bool = True) -> list[Trial]:
@@ -104,3 +104,43 @@ IMPORTANCE = {"method.rank": 0.17, "training.learning_rate": 0.79, "method.dropo
 def board(count: int = 16, with_rows: bool = True, **more: Any) -> Board:
     told = trials(count)
     return conclude(search(**more), told, rows_of(told) if with_rows else {}, IMPORTANCE if count > 4 else {})
+
+
+def varied() -> dict[str, Board]:
+    """Boards of every shape that a page must show."""
+    alone = (Axis("training.learning_rate", "float", 1e-5, 1e-1, log=True),)
+    words = (
+        Axis("data.template", "choices", choices=("{text}", "Question: {text} Answer in one word and nothing else: " * 3)),
+        Axis("method.init_method", "choices", choices=("random", "vocabulary", "text")),
+        Axis("method.target_modules", "choices", choices=('["q_proj", "v_proj"]', '["all-linear"]')),
+    )
+    draw = random.Random(1)
+    rates = [trial(k, {alone[0].path: 10 ** draw.uniform(-5, -1)}, 1 + draw.random()) for k in range(6)]
+    named = [
+        trial(k, {axis.path: axis.choices[(k * 5 + place) % len(axis.choices)] for place, axis in enumerate(words)}, 1 + k / 9)
+        for k in range(7)
+    ]
+    far = [trial(k, {alone[0].path: 10.0 ** -(k + 1)}, loss) for k, loss in enumerate((3.5, 1.3, 1.2, 1.25, 5_000.0))]
+    lost = [trial(k, {alone[0].path: 0.1}, None, "failed", 0.1, "not finite", steps=0) for k in range(5)]
+    many = tuple(Axis(f"training.a_rather_long_parameter_{k}", "float", 0.0, 1.0) for k in range(12))
+    wide = [trial(k, {axis.path: draw.random() for axis in many[: 12 - k]}, 1 + draw.random()) for k in range(8)]
+    aims = (aim("loss", False), aim("size", False))
+    two = conclude(search(aims=aims), trials(24), rows_of(trials(24)), IMPORTANCE)
+    more = [trial(16 + k, trials(16)[1].values, loss, by="seed") for k, loss in enumerate((1.24, 1.26))]
+    seeded = conclude(search(), [*trials(16), *more], rows_of(trials(16)), IMPORTANCE)
+    on_the_way = [*trials(6), trial(6, trials(7)[6].values, 1.4, "running", 0.6), Trial(7, "r", "/r", DESCRIBED, "person", "queued")]
+    return {
+        "one": board(1),
+        "three": conclude(search(), trials(3, pruned=False), {}, {}),
+        "sixteen": board(16),
+        "hundred": board(100),
+        "none": conclude(search(state="running"), [], {}, {}),
+        "all failed": conclude(search(axes=alone), lost, {}, {}),
+        "one parameter": conclude(search(axes=alone, described={alone[0].path: 1e-3}), rates, rows_of(rates), {}),
+        "words alone": conclude(search(axes=words), named, rows_of(named), {"data.template": 0.6, "method.init_method": 0.4}),
+        "far off": conclude(search(axes=alone), far, rows_of(far), {}),
+        "twelve parameters": conclude(search(axes=many), wide, {}, {axis.path: 1 / 12 for axis in many}),
+        "two aims": two,
+        "seeds": seeded,
+        "running": conclude(search(state="running"), on_the_way, {}, {}),
+    }
