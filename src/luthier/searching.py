@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier import engines, errors, hardware, logbook, ownership, redaction, runs, worker
+from luthier import clusters, engines, errors, hardware, logbook, ownership, redaction, runs, worker
 from luthier.engines import Helper
 from luthier.errors import TrainingError
 from luthier.logbook import Stopped
@@ -60,7 +60,7 @@ def carry(run: Run, stop: Stop) -> Finished:
 class _Wave:
     """A process that trains trials of one group, and the trials it answers for."""
 
-    helper: Helper
+    helper: Helper | clusters.Helper
     group: str
     base: str
     first: Run | None
@@ -75,12 +75,14 @@ class _Search:
     run: Run
     stop: Stop
     roster: Roster = field(init=False)
+    cluster: clusters.Cluster | None = field(init=False)  # None: the processes are of this machine
     waves: list[_Wave] = field(default_factory=list)
     said: queue.SimpleQueue[tuple[_Wave, str | None]] = field(default_factory=queue.SimpleQueue)
     asks: bool = False  # whether the sampler is asked for more trials
 
     def __post_init__(self) -> None:
         self.roster = Roster(self.run)
+        self.cluster = clusters.connect(self.roster.home) if self.run.facts.get("engine") == "ray" else None
 
     # --- the order of the work
     def begin(self) -> None:
@@ -176,13 +178,22 @@ class _Search:
         while run := self._to_begin():
             placed = self._placement(_base(run))
             slots = min(placed["slots"], self._share(placed)) if placed else None
-            threads = placed.get("threads", hardware.cores() // self._processes(placed)) if placed else None
-            helper = engines.Helper(["luthier.wave"], self.roster.home, run.facts["model"])
+            helper, threads = self._helper(run.facts["model"]), self._threads(placed)
             told = {"home": str(self.roster.home), "search": str(self.run.path), "slots": slots, "threads": threads}
             helper.say(json.dumps(told))
             wave = _Wave(helper, _group(run), _base(run), run, {run.id})
             self.waves.append(wave)
             threading.Thread(target=self._listen, args=(wave,), daemon=True).start()
+
+    def _helper(self, base: str) -> Helper | clusters.Helper:
+        command = ["luthier.wave"]
+        return self.cluster.helper(command, base) if self.cluster else Helper(command, self.roster.home, base)
+
+    def _threads(self, placed: dict[str, Any] | None) -> int | None:
+        """For one process; None: as many as its machine has to spare."""
+        if self.cluster is not None:
+            return self.cluster.threads
+        return placed.get("threads", hardware.cores() // self._processes(placed)) if placed else None
 
     def _to_begin(self) -> Run | None:
         """The trial that another process begins with; None where there is none, or no room for a process."""
@@ -200,7 +211,10 @@ class _Search:
         return dict(self.roster.facts.get("placements", {})).get(base)
 
     def _processes(self, placed: dict[str, Any] | None) -> int:
-        return min(placed["processes"], self.roster.wishes.at_once or placed["processes"]) if placed else 1
+        if placed is None:
+            return 1
+        most = self.cluster.room() if self.cluster else int(placed["processes"])
+        return max(1, min(most, self.roster.wishes.at_once or most))
 
     def _share(self, placed: dict[str, Any]) -> int:
         """The slots of one process, so that all together stay within `at_once`."""

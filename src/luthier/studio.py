@@ -151,17 +151,21 @@ class Studio:
         return climbing.climb(self.home, base, lambda each: self._meant(self.draft(each), False), shots, show)
 
     # --- a search: a run whose work is other runs
-    def search(self, experiment: Described, new: bool = False) -> Run:
+    def search(self, experiment: Described, new: bool = False, engine: str = "here") -> Run:
         """The search that `experiment` means, with a process on it unless it is done: many trials of it on one base.
 
         Which one follows from the name as with `tune`, among searches. Without a `search` of its own, or a `space`, the
-        method's own is taken. Raises what `tune` does, and SpecError for a space that cannot be meant.
+        method's own is taken. `engine`: where trials are trained, `here` or on a cluster (`ray`). Raises what `tune`
+        does, and SpecError for a space that cannot be meant, or a cluster that cannot be asked.
         """
-        from luthier import roster
+        from luthier import clusters, roster
 
+        clusters.require_engine(engine, self.home)  # now, not in a process of its own
         draft, known = roster.describe(_described(experiment), self.home)
-        run = self._meant(draft, new, known)
-        return run if run.state == "done" else engines.start(run)
+        run = self._meant(draft, new, known | {"engine": engine})
+        if run.state not in ("done", "running"):
+            runs.update(run.path, {"facts": {"engine": engine}})  # it may go on elsewhere than it began
+        return run if run.state == "done" else engines.start(runs.load(run.path))
 
     def add(self, search: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         """Another trial for a search that is not done: parameter's path → value, everything else as the file says.
