@@ -37,13 +37,6 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_unknown_engine_is_named(alone: Path) -> None:
-    with pytest.raises(SpecError, match="no engine `rey`") as problem:
-        clusters.require_engine("rey", alone)
-    assert problem.value.hint == "did you mean `ray`?"
-    clusters.require_engine("here", alone)
-
-
 def test_the_cluster_is_that_of_the_settings_or_the_environment(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     with pytest.raises(SpecError, match="none is named") as problem:

@@ -26,10 +26,8 @@ from typing import Any
 
 import luthier
 from luthier import engines, settings
-from luthier.errors import MissingExtra, SpecError, TrainingError, did_you_mean, few
+from luthier.errors import MissingExtra, SpecError, TrainingError
 
-ENGINES = ("here", "ray")
-"""Where the trials of a search are trained: on this machine, or on the nodes of a Ray cluster."""
 OLDEST = (2, 59)  # the first that asks for a token where nobody says otherwise
 LOST = 1  # the code of a process whose node, or whose actor, is gone
 KNOCK_SECONDS, LOOK_SECONDS, END_SECONDS = 60, 60, 5
@@ -256,14 +254,6 @@ def _seen(probe: str) -> tuple[str, str]:
 
 
 # --- before anything is said to the cluster --------------------------------------------------------------------------
-def require_engine(name: str, home: Path) -> None:
-    """Raises SpecError for an engine that there is not, and what `require` raises for one that needs a cluster."""
-    if name not in ENGINES:
-        raise SpecError(f"there is no engine `{name}`", hint=did_you_mean(name, ENGINES) or f"one of {few(ENGINES)}")
-    if name == "ray":
-        require(home)
-
-
 def require(home: Path) -> str:
     """The address of the cluster that is meant, after all checks that need not ask it. Raises as `connect` does."""
     try:

@@ -96,11 +96,13 @@ class Roster:
     """A search's trials; one process at a time makes and ends them, the one that owns the search."""
 
     def __init__(self, search: Run) -> None:
-        self.path, self.id, self.name = search.path, search.id, search.name
+        self.search, self.path, self.id, self.name = search, search.path, search.id, search.name
         self.home = search.path.parents[1]
-        wishes = spec.load(search.path / "resolved.yaml").search
+        resolved = spec.load(search.path / "resolved.yaml")
+        wishes = resolved.search
         assert wishes is not None
         self.wishes, self.space = wishes, space.parse(wishes.space)
+        self.starts = space.starts(self.space, resolved)
         self.basis = _basis(search, wishes)
         self._ended: dict[str, Trial] = {}
         self._exhausted = False
@@ -147,6 +149,14 @@ class Roster:
         best = self.facts.get("best")
         return any(run.state == "running" and run.id != best for run in self.runs())
 
+    def ended(self) -> int:
+        """How many trials have come to an end."""
+        return sum(run.state in ENDED for run in self.runs())
+
+    def note(self, kind: str, message: str) -> None:
+        """A word to whoever watches the search."""
+        logbook.note(self.search, kind, message, step=self.ended())
+
     # --- another trial
     def may_ask(self) -> bool:
         """Whether the budget has room for another trial of the sampler's."""
@@ -166,7 +176,7 @@ class Roster:
 
     def ask(self) -> Run | None:
         """Another trial, with the sampler's values. None where no combination is left."""
-        values = study.ask(self.space, self.wishes, self.basis.described.seed, self.trials())
+        values = study.ask(self.space, self.wishes, self.basis.described.seed, self.trials(), self.starts)
         if values is None:
             self._exhausted = True
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier import engines, errors, presets, runs, spec
 from luthier.errors import LuthierError, NotFound, SpecError, TrainingError, here, means_a_path, near_path
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Described = spec.Experiment | str | Path
 """An experiment, or the path of its file."""
+Engine = Literal["here", "ray"]
+"""Where the processes of a search run."""
 Subject = Run | spec.Experiment | str
 """What can be evaluated: a run, a base by name, or the model of an experiment."""
 
@@ -151,21 +153,22 @@ class Studio:
         return climbing.climb(self.home, base, lambda each: self._meant(self.draft(each), False), shots, show)
 
     # --- a search: a run whose work is other runs
-    def search(self, experiment: Described, new: bool = False, engine: str = "here") -> Run:
+    def search(self, experiment: Described, new: bool = False, engine: Engine = "here") -> Run:
         """The search that `experiment` means, with a process on it unless it is done: many trials of it on one base.
 
         Which one follows from the name as with `tune`, among searches. Without a `search` of its own, or a `space`, the
-        method's own is taken. `engine`: where trials are trained, `here` or on a cluster (`ray`). Raises what `tune`
-        does, and SpecError for a space that cannot be meant, or a cluster that cannot be asked.
+        method's own is taken. Its processes run on this machine, or with `engine` "ray" on a Ray cluster. Raises what
+        `tune` does, SpecError for a space that cannot be meant, and what `clusters.require` does.
         """
         from luthier import clusters, roster
 
-        clusters.require_engine(engine, self.home)  # now, not in a process of its own
+        if engine == "ray":
+            clusters.require(self.home)  # now, not in a process of its own
         draft, known = roster.describe(_described(experiment), self.home)
-        run = self._meant(draft, new, known | {"engine": engine})
-        if run.state not in ("done", "running"):
-            runs.update(run.path, {"facts": {"engine": engine}})  # it may go on elsewhere than it began
-        return run if run.state == "done" else engines.start(runs.load(run.path))
+        run = self._meant(draft, new, known)
+        if run.state != "done" and runs.owner(run.path) is None:
+            runs.update(run.path, {"facts": {"engine": engine}})
+        return run if run.state == "done" else engines.start(run)
 
     def add(self, search: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         """Another trial for a search that is not done: parameter's path → value, everything else as the file says.

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, Lt
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag, model_validator
 
+from luthier.spec import spaces
 from luthier.spec.values import (
     PRESET,
     UNDECIDED,
@@ -31,7 +32,6 @@ from luthier.spec.values import (
     listed,
     no_secret,
     path_text,
-    search_space,
     share_or_steps,
     split_source,
     text_encoding,
@@ -326,38 +326,41 @@ class Search(Part):
 
     root = ("search",)
 
-    space: Annotated[dict[str, Any], BeforeValidator(search_space)] = Field(default_factory=dict)
-    """Parameter → choices or range: `method.rank: [8, 16]`, `training.learning_rate: {log: [1e-5, 1e-2]}`.
+    space: Annotated[dict[str, Any], BeforeValidator(spaces.search_space)] = Field(default_factory=dict)
+    """Parameter → choices or range: `method.rank: [8, 16]`, `training.learning_rate: {log: [1e-5, 1e-2]}`; of
+    {log|uniform|int: [low, high]} or {choices: […]}, with `step` (`log`: a factor) and `when: {method.type: lora}`.
     Omitted: the method's own."""
     trials: Count = 16
-    """How many trials are made."""
+    """How many trials are made. Omitted: 16, for full tuning 8; with `sampler: grid` every combination."""
     at_once: Count | None = None
     """Trials trained together on one base. Omitted: as many as pay on the machine."""
     sampler: Literal["tpe", "random", "grid", "cmaes"] = "tpe"
     """How values are chosen: near those of good trials (TPE), at random, every combination, or by CMA-ES."""
     pruner: Literal["asha", "hyperband", "median", "none"] = "asha"
-    """How weak trials are stopped early."""
+    """How weak trials are stopped early: by halving (ASHA, Hyperband), below the median, or not at all."""
     objective: Text = "loss"
-    """What is made best on validation: `loss`, or the name of a metric."""
+    """What is made best on validation: `loss`, the name of a metric, or several with commas; `size`: trained
+    parameters. The first chooses the winner."""
     time_limit: Positive | None = None
     """Seconds after which no new trial begins. Omitted: no limit."""
     seeds: Count = 1
     """Train the winner with this many seeds, to tell merit from luck."""
 
 
-def log_uniform(low: float, high: float) -> dict[str, list[float]]:
-    """A range for `Search.space`, even in the logarithm; whole numbers if both ends are."""
-    return {"log": [low, high]}
+def log_uniform(low: float, high: float, step: float | None = None) -> dict[str, Any]:
+    """A range for `Search.space`, even in the logarithm; whole numbers for a parameter that is one. `step`: a factor
+    from one value to the next."""
+    return {"log": [low, high]} | ({"step": step} if step is not None else {})
 
 
-def uniform(low: float, high: float) -> dict[str, list[float]]:
-    """An even range of numbers for `Search.space`."""
-    return {"uniform": [low, high]}
+def uniform(low: float, high: float, step: float | None = None) -> dict[str, Any]:
+    """An even range for `Search.space`; whole numbers for a parameter that is one. `step`: from one to the next."""
+    return {"uniform": [low, high]} | ({"step": step} if step is not None else {})
 
 
-def integers(low: int, high: int) -> dict[str, list[int]]:
-    """An even range of whole numbers, both ends included, for `Search.space`."""
-    return {"int": [low, high]}
+def integers(low: int, high: int, step: int | None = None) -> dict[str, Any]:
+    """An even range of whole numbers, both ends included, for `Search.space`. `step`: from one to the next."""
+    return {"int": [low, high]} | ({"step": step} if step is not None else {})
 
 
 class Experiment(Part):
@@ -381,3 +384,9 @@ class Experiment(Part):
     """Many trials instead of one. Omitted: one run."""
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Every random choice follows from it."""
+
+    @model_validator(mode="after")
+    def _space_of_its_method(self) -> Experiment:
+        if self.search is not None:
+            spaces.refuse_strangers(self.search.space, self.method.type)
+        return self

@@ -253,24 +253,6 @@ def cleaning_steps(value: Any) -> Any:
     return (("duplicates",) if value else ()) if isinstance(value, bool) else value
 
 
-def search_space(value: Any) -> Any:
-    """Each entry: a parameter's path → a list of choices, or one of {log|uniform|int: [low, high]}."""
-    for path, choices in value.items() if isinstance(value, dict) else ():
-        if path not in known_paths() or path.startswith("search.") or path == "name":
-            near = did_you_mean(str(path), known_paths())
-            raise ValueError(f"has `{path}`, which is not a parameter of a trial" + (f"; {near}" if near else ""))
-        if isinstance(choices, list | tuple) and choices:
-            continue
-        if not isinstance(choices, Mapping) or len(choices) != 1 or not set(choices) <= {"log", "uniform", "int"}:
-            raise ValueError(f"needs for `{path}` a list of choices or {{log|uniform|int: [low, high]}}")
-        ((kind, ends),) = choices.items()
-        if not isinstance(ends, list | tuple) or [type(end) in (int, float) for end in ends] != [True, True]:
-            raise ValueError(f"needs two numbers for `{path}`: {{{kind}: [low, high]}}")
-        if not ends[0] < ends[1] or (kind == "log" and ends[0] <= 0):
-            raise ValueError(f"needs the lower number first for `{path}`" + (", above 0" if kind == "log" else ""))
-    return value
-
-
 Text = Annotated[str, Field(min_length=1), AfterValidator(no_secret)]
 Texts = Annotated[tuple[Text, ...], Field(strict=False), BeforeValidator(listed)]
 UNDECIDED: Any = None
