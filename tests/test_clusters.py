@@ -136,7 +136,8 @@ def test_processes_on_nodes_and_the_death_of_one(nodes: Nodes, tmp_path: Path, m
         nodes.kill(far.node)
         listener.join(60)
         assert not listener.is_alive() and far.returncode == clusters.LOST
-        assert rest == [f"node {far.node[:12]} of the cluster is gone, or Ray has ended the process there"]
+        [told] = rest
+        assert told.startswith(f"node {far.node[:12]} of the cluster is gone")
         far.say("nobody hears this")
         far.kill()
 

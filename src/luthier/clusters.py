@@ -174,10 +174,11 @@ class Helper:
         except self._ray.exceptions.RayTaskError as problem:
             self._code = LOST
             yield _last_line(problem)
-        except self._ray.exceptions.RayError:
+        except self._ray.exceptions.RayError as problem:
             if self._code is None:  # nobody has ended it
                 self._code = LOST
-                yield f"node {self.node[:12]} of the cluster is gone, or Ray has ended the process there"
+                where = f"node {self.node[:12]} of" if self.node else "a node of"
+                yield f"{where} the cluster is gone, or Ray has ended the process there: {_last_line(problem)}"
 
     def leave(self) -> None:
         """Nobody will say more: it saves what it has and ends."""

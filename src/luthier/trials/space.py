@@ -353,4 +353,3 @@ def group_key(experiment: spec.Experiment, revision: str) -> str:
     if method.type == "full":
         what["alone"] = {path: value for path, value in spec.leaves(experiment).items() if path != "name"}
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
