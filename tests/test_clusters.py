@@ -99,57 +99,18 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch, modules: Path) -> Iterator[Nodes]:
-    with raycluster.running(2, path=str(modules)) as found:
-        monkeypatch.setenv("RAY_ADDRESS", found.address)
-        monkeypatch.setenv("RAY_AUTH_MODE", "token")
-        monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+@pytest.fixture(scope="module")
+def three(modules: Path) -> Iterator[Nodes]:
+    with raycluster.running(3, path=str(modules)) as found:
         yield found
 
 
-@needs_ray
-@pytest.mark.slow
-def test_processes_on_nodes_and_the_death_of_one(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "for the Hub")
-    before = signal.getsignal(signal.SIGTERM)
-    cluster = clusters.connect(tmp_path)
-    try:
-        assert signal.getsignal(signal.SIGTERM) is before  # who is asked to end saves first
-        assert not list(tmp_path.iterdir())  # what was written to be seen by the nodes is gone
-        assert cluster.room() == 2 and cluster.threads == 1
-        mine, far = cluster.helper(["echoes"], str(tmp_path)), cluster.helper(["echoes"], "org/base")
-        assert cluster.room() == 2
-        heard, lines = mine.lines(), far.lines()
-        _, *names = next(heard).split()
-        assert not [name for name in names if "RAY_AUTH" in name or name == "HF_TOKEN"]
-        assert "HF_TOKEN" in next(lines).split()  # its base comes from the Hub
-        mine.say("good morning")
-        first, pid = next(heard).rsplit(" ", 1)
-        assert first == "good morning" and int(pid) != os.getpid() and mine.returncode is None
-        far.say("hello")
-        assert next(lines).startswith("hello")
-
-        rest = list[str]()
-        listener = threading.Thread(target=lambda: rest.extend(lines))
-        listener.start()
-        nodes.kill(far.node)
-        listener.join(60)
-        assert not listener.is_alive() and far.returncode == clusters.LOST
-        [told] = rest
-        assert told.startswith(f"node {far.node[:12]} of the cluster is gone")
-        far.say("nobody hears this")
-        far.kill()
-
-        mine.leave()  # the other node's process has lost nothing
-        assert list(heard) == [] and mine.returncode == 3
-        mine.kill()
-        again = cluster.helper(["echoes"], str(tmp_path))
-        assert next(again.lines()).startswith("environment")
-        again.kill()
-        assert again.returncode == -signal.SIGKILL
-    finally:
-        cluster.close()
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch, three: Nodes) -> Nodes:
+    monkeypatch.setenv("RAY_ADDRESS", three.address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    return three
 
 
 @needs_ray
@@ -208,3 +169,47 @@ def test_a_wrong_token_and_nobody_at_the_address_are_told_apart(
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(TrainingError, match="no Ray cluster answers"):
         clusters.connect(tmp_path)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_processes_on_nodes_and_the_death_of_one(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "for the Hub")
+    before = signal.getsignal(signal.SIGTERM)
+    cluster = clusters.connect(tmp_path)
+    try:
+        assert signal.getsignal(signal.SIGTERM) is before  # who is asked to end saves first
+        assert not list(tmp_path.iterdir())  # what was written to be seen by the nodes is gone
+        assert cluster.room() == 3 and cluster.threads == 1
+        mine, far = cluster.helper(["echoes"], str(tmp_path)), cluster.helper(["echoes"], "org/base")
+        assert cluster.room() == 3
+        heard, lines = mine.lines(), far.lines()
+        _, *names = next(heard).split()
+        assert not [name for name in names if "RAY_AUTH" in name or name == "HF_TOKEN"]
+        assert "HF_TOKEN" in next(lines).split()  # its base comes from the Hub
+        mine.say("good morning")
+        first, pid = next(heard).rsplit(" ", 1)
+        assert first == "good morning" and int(pid) != os.getpid() and mine.returncode is None
+        far.say("hello")
+        assert next(lines).startswith("hello")
+
+        rest = list[str]()
+        listener = threading.Thread(target=lambda: rest.extend(lines))
+        listener.start()
+        nodes.kill(far.node)
+        listener.join(60)
+        assert not listener.is_alive() and far.returncode == clusters.LOST
+        [told] = rest
+        assert told.startswith(f"node {far.node[:12]} of the cluster is gone")
+        far.say("nobody hears this")
+        far.kill()
+
+        mine.leave()  # the other node's process has lost nothing
+        assert list(heard) == [] and mine.returncode == 3
+        mine.kill()
+        again = cluster.helper(["echoes"], str(tmp_path))
+        assert next(again.lines()).startswith("environment")
+        again.kill()
+        assert again.returncode == -signal.SIGKILL
+    finally:
+        cluster.close()
