@@ -88,16 +88,20 @@ class Markup(HTMLParser):
 FORBIDDEN = frozenset(["img", "iframe", "object", "embed", "link", "base", "form", "a", "audio", "video", "template"])
 
 
-def check_markup(text: str) -> Markup:
-    """Nothing from outside, nothing that acts but what the page names by its hash; every element is closed."""
+def check_markup(text: str, links: frozenset[str] = frozenset()) -> Markup:
+    """Nothing from outside, nothing that acts but what the page names by its hash; every element is closed.
+
+    `links`: where the page may lead to on the same disk; without them it has none.
+    """
     found = Markup(text)
     assert found.open == []
-    assert not found.names & FORBIDDEN
+    assert not found.names & (FORBIDDEN - ({"a"} if links else set()))
+    assert not any(":" in link for link in links)
     attributes = {name for name, _ in found.attributes}
     assert not {name for name in attributes if name.startswith("on") or name in ("style", "src", "srcdoc", "action")}
     assert {value for name, value in found.attributes if name in ("href", "xlink:href")} <= {
         f"#{name}" for name in ("ok", "no", "ask", "warn", "tick", "cross")
-    }
+    } | links
     policy = next(value for name, value in found.attributes if name == "content" and "default-src" in value)
     assert policy.startswith("default-src 'none'; style-src 'sha256-") and "unsafe" not in policy
     for tag in ("style", "script"):

@@ -123,7 +123,10 @@ class Wave:
 
     def _read(self) -> dict[str, Any] | None:
         line = self._said.get()
-        return None if line is None else json.loads(line)
+        if line is None:
+            self._said.put(None)  # nobody will say more
+            return None
+        return json.loads(line)
 
 
 class _Trial:

@@ -258,8 +258,9 @@ class Hands:
     # --- ends
     def _told_end(self, run: Run) -> None:
         trial = record.read(run)
-        scores = in_words(trial.scores) if trial.scores else trial.reason or ""
-        self.roster.note("trial", f"{_number(run)} is {run.state}: {scores} ({in_words(trial.values)})")
+        done = run.state == "done" and trial.scores
+        said = in_words(trial.scores) if done and trial.scores else trial.reason or ""
+        self.roster.note("trial", f"{_number(run)} is {run.state}: {said} ({in_words(trial.values)})")
         if run.state == "failed":
             self._stop_where_all_fail()
 

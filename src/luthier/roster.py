@@ -83,6 +83,7 @@ def describe(experiment: spec.Experiment, home: Path) -> tuple[Draft, dict[str, 
     written, trials = space.written(whole), space.budget(whole, wishes, draft.chosen.method.type)
     decided = dict(wishes) | {"space": written, "trials": trials}
     wishes = spec.Search.model_construct(wishes.model_fields_set, **decided)
+    study.directions(wishes.objective)
     study.ask(whole, wishes, draft.chosen.seed, [])  # what it refuses is refused now
     bases = {draft.chosen.model.name: draft.base}
     basis = Basis(draft.chosen, draft.dataset, draft.regression, draft.drawn_by, wishes.pruner, bases)

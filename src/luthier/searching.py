@@ -130,12 +130,11 @@ def board_of(search: Run, state: str | None = None) -> Board:
         tuple(search.facts["notes"]),
     )
     kept = {trial.number: found for trial in trials if (found := rows.read(Path(trial.path))) is not None}
-    front = [trial.number for trial in study.front(wishes.objective, [each for each in trials if each.state == "done"])]
     best = search.facts.get("best")
     place = roster.run(best).path / "report.json" if best else None
     tested = report.read_json(place) if place is not None and place.is_file() else None
     weights = study.importance(roster.space, wishes, trials)
-    return conclude.conclude(known, trials, kept, weights, front, tested)
+    return conclude.conclude(known, trials, kept, weights, tested)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def loss_chart(curve: Curve) -> LossChart | None:
     steps = [step for step, _ in (*curve.training, *curve.validation)]
     x_ticks = ticks(min(steps) if min(steps) > 1 else 0, max(steps), 7)
     y_ticks = ticks(*_loss_range(curve, line), 5)
-    x = _scale(min(min(steps), x_ticks[0]), max(steps), _LEFT, WIDTH - _RIGHT)
-    y = _scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
+    x = scale(min(min(steps), x_ticks[0]), max(steps), _LEFT, WIDTH - _RIGHT)
+    y = scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
     best = curve.best
     return LossChart(
         training=_points(thinned(curve.training), x, y),
@@ -121,7 +121,7 @@ def share_of(value: float, low: float, high: float, log: bool = False) -> float:
     return round(min(100.0, max(0.0, place)), 2)
 
 
-def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
     """From data to drawing, rounded to a tenth of a unit; what is not finite lies at the far end."""
     slope = (stop - start) / ((high - low) or 1.0)
     return lambda value: round(start + (value - low) * slope, 1) if math.isfinite(value) else stop
@@ -157,12 +157,13 @@ def matrix(names: Sequence[str], counts: Sequence[Sequence[int]], cell: float = 
                 x, y = (round(start + cell * (k + 0.5) - edge / 2, 1) for start, k in ((left, b), (top, a)))
                 said = f"{names[a]} → {names[b]}: {count:,} of {sum(row):,} rows"
                 squares.append((x, y, edge, a == b, said))
-    rows = tuple((round(top + cell * (c + 0.5), 1), f"{_short(name)}\u2002{c + 1}") for c, name in enumerate(names))
+    rows = tuple((round(top + cell * (c + 0.5), 1), f"{shortened(name)}\u2002{c + 1}") for c, name in enumerate(names))
     columns = tuple((round(left + cell * (c + 0.5), 1), f"{c + 1}") for c in range(len(names)) if (c + 1) % 5 == 0)
     return Matrix(tuple(squares), rows, columns, left, top, cell * len(names))
 
 
-def _short(name: str, letters: int = 26) -> str:
+def shortened(name: str, letters: int = 26) -> str:
+    """At most so many letters, the last an ellipsis where there were more."""
     return name if len(name) <= letters else name[: letters - 1] + "…"
 
 
@@ -232,15 +233,15 @@ def overlay(curves: Mapping[str, Sequence[tuple[int, float]]], dotted: bool) -> 
     places = [at for points in drawn.values() for at, _ in points]
     shown = [loss for points in drawn.values() for _, loss in points[len(points) // 10 :] if math.isfinite(loss)]
     x_ticks, y_ticks = ticks(0, max(places), 6), ticks(min(shown or [0.0]), max(shown or [1.0]), 5)
-    x = _scale(0, max(places), ends.left, ends.right)
-    y = _scale(y_ticks[0], y_ticks[-1], ends.bottom, ends.top)
+    x = scale(0, max(places), ends.left, ends.right)
+    y = scale(y_ticks[0], y_ticks[-1], ends.bottom, ends.top)
     lines = []
     for key, points in drawn.items():
         dots = tuple((x(at), y(loss), f"{key}: {loss:.4g} at {at:,}") for at, loss in points) if dotted else ()
         lines.append((key, _points(points, x, y), dots, (x(points[-1][0]), y(points[-1][1]))))
     return Overlay(
         _apart(lines, ends.bottom),
-        tuple((x(tick), _thousands(tick)) for tick in x_ticks if tick <= max(places)),
+        tuple((x(tick), thousands(tick)) for tick in x_ticks if tick <= max(places)),
         tuple((y(tick), f"{tick:.4g}") for tick in y_ticks),
     )
 
@@ -258,8 +259,13 @@ def _apart(lines: list[Any], bottom: float, least: float = 13.0) -> tuple[Any, .
     return tuple((key, points, dots, placed[key]) for key, points, dots, _ in lines)
 
 
-def _thousands(count: float) -> str:
+def thousands(count: float) -> str:
+    """A tick in few letters.
+
+    >>> thousands(9_000), thousands(25_000), thousands(3_000_000), thousands(0.5)
+    ('9,000', '25k', '3M', '0.5')
+    """
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if count >= unit:
             return f"{count / min(unit, 1e3 if letter == 'k' else unit):g}{letter}"
-    return f"{count:,.0f}"
+    return f"{count:,.0f}" if count == round(count) else f"{count:g}"
