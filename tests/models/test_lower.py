@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from luthier import spec
+from luthier.data.abreast import side_by_side
 from luthier.data.batches import FlatBatch, Share, flat_batches
-from luthier.data.examples import Encoded
+from luthier.evaluation import generate
 from luthier.models.base import Base
 from luthier.models.methods import Tuned
 from tests.equivalence.workbench import LORA, PROMPT, assert_close, gradients, load, rows, share, tune
@@ -30,20 +33,28 @@ def _base(tiny: Tiny, kind: str) -> Base:
 
 def _upper(base: Base, first: int, rank: int = 4, dropout: float = 0.0) -> spec.Lora:
     """An adapter on every linear map of the layers from `first` on."""
-    named = [name for name, module in base.model.named_modules() if hasattr(module, "weight") and module.weight.ndim > 1]
+    named = [
+        name for name, module in base.model.named_modules() if hasattr(module, "weight") and module.weight.ndim > 1
+    ]
     mine = [name for name in named if any(f".{number}." in name for number in range(first, LAYERS))]
     return spec.Lora(rank=rank, alpha=8, dropout=dropout, target_modules=tuple(mine))
 
 
-def _seen(tuned: Tuned) -> list[int]:
-    """How many rows every layer is given from now on, in the order of the calls."""
+@contextmanager
+def _seen(tuned: Tuned) -> Iterator[list[int]]:
+    """How many rows every layer is given meanwhile, in the order of the calls."""
     counts: list[int] = []
-    for layer in tuned._forward.lower.layers:
-        for module in layer.modules():
-            if module is not layer and "norm" in type(module).__name__.lower():
-                module.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[:-1].numel()))
-                break
-    return counts
+    norms = [_first_norm(layer) for layer in tuned._forward.lower.layers]
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[:-1].numel())) for norm in norms
+    ]
+    yield counts
+    for hook in hooks:
+        hook.remove()
+
+
+def _first_norm(layer: nn.Module) -> nn.Module:
+    return next(part for part in layer.modules() if "norm" in type(part).__name__.lower())
 
 
 def _apart(tuned: Tuned, shares: Sequence[Share], budget: int) -> tuple[float, list[dict[str, torch.Tensor]]]:
@@ -70,8 +81,8 @@ def test_loss_and_gradients_are_those_of_slots_apart(tiny: Tiny, kind: str) -> N
     examples = rows(family(kind))
     shares = [share(tuned, slot, examples) for slot in range(3)]
     _assert_equal(tuned, shares, budget=10_000)
-    counts = _seen(tuned)
-    gradients(tuned, shares, budget=10_000)
+    with _seen(tuned) as counts:
+        gradients(tuned, shares, budget=10_000)
     tokens = counts[0]
     assert tokens > 10 and counts[:2] == [tokens] * 2 and counts[2] == 3 * tokens
 
@@ -94,8 +105,8 @@ def test_recomputed_layers_share_too(tiny: Tiny) -> None:
     shares = [share(tuned, slot, rows("causal")) for slot in range(3)]
     plain = gradients(tuned, shares, 10_000)
     tuned.checkpoint_activations()
-    counts = _seen(tuned)
-    again = gradients(tuned, shares, 10_000)
+    with _seen(tuned) as counts:
+        again = gradients(tuned, shares, 10_000)
     assert plain[0] == pytest.approx(again[0]) and len(counts) > LAYERS
     for mine, theirs in zip(again[1], plain[1], strict=True):
         for name, grad in theirs.items():
@@ -104,13 +115,13 @@ def test_recomputed_layers_share_too(tiny: Tiny) -> None:
 
 def _tokens_below(tuned: Tuned, shares: Sequence[Share]) -> tuple[int, int]:
     """Tokens the first layer is given, and all that are stored."""
-    counts, stored = _seen(tuned), 0
+    below = stored = 0
     for batch in tuned.lay_out(shares, 10_000):
-        before = len(counts)
-        tuned.nll(batch, {slot.index: 0 for slot in tuned.slots})
-        counts[before + 1 :] = []
-        stored += batch.stored
-    return sum(counts), stored
+        tuned.nll(batch, {slot.index: 0 for slot in tuned.slots})  # now it is known whether the model shares
+        with _seen(tuned) as counts:
+            tuned.nll(batch, {slot.index: 0 for slot in tuned.slots})
+        below, stored = below + counts[0], stored + batch.stored
+    return below, stored
 
 
 def test_nothing_is_shared_where_something_differs(tiny: Tiny) -> None:
@@ -118,7 +129,7 @@ def test_nothing_is_shared_where_something_differs(tiny: Tiny) -> None:
     base = _base(tiny, "tiny_llama")
     tuned = tune(base, _upper(base, 2), _upper(base, 2), LORA, PROMPT)
     examples = rows("causal")
-    cases = [[(0, examples), (1, examples[:-1])], [(0, examples), (2, examples)], [(2, examples), (3, examples)]]
+    cases = [[(0, examples), (1, examples[1:])], [(0, examples), (2, examples)], [(2, examples), (3, examples)]]
     for case in cases:
         shares = [share(tuned, slot, mine) for slot, mine in case]
         below, stored = _tokens_below(tuned, shares)
@@ -148,8 +159,6 @@ def test_a_repeated_batch_is_the_batch_of_the_slots() -> None:
     """What is repeated equals what is laid out slot by slot, weights and names included."""
     examples = rows("causal")
     shares = [Share(slot, examples, weight) for slot, weight in ((3, 0.1), (5, 0.25), (7, 0.3))]
-    from luthier.data.abreast import side_by_side
-
     (found,), (expected,) = side_by_side(shares, 10_000, {3, 5, 7}), flat_batches(shares, 10_000)
     for name in FlatBatch.__dataclass_fields__:
         mine, theirs = getattr(found, name), getattr(expected, name)
@@ -161,7 +170,20 @@ def test_a_repeated_batch_is_the_batch_of_the_slots() -> None:
             assert mine == theirs
 
 
-def test_generated_answers_share_the_reading_of_prompts(tiny: Tiny) -> None:
-    from luthier.evaluation import decoding
-
-    assert decoding is not None
+def test_evaluation_shares_as_well(tiny: Tiny) -> None:
+    """Two slots and the bare base: likelihoods, and answers that grow from prompts read once, as each gives alone."""
+    base = _base(tiny, "tiny_llama")
+    tuned = tune(base, _upper(base, 2), _upper(base, 3))
+    everybody, examples = (None, 0, 1), rows("causal")
+    prompts = [row.ids_L[:-1].tolist() for row in examples]
+    who = [slot for slot in everybody for _ in examples]
+    alone = [told for slot in everybody for told in generate.likelihoods(tuned, slot, examples)]
+    said = [each for slot in everybody for each in generate.answer(tuned, slot, prompts, 5)]
+    with _seen(tuned) as counts:
+        together = generate.likelihoods(tuned, who, list(examples) * 3)
+    assert len(counts) == LAYERS and counts[-1] == 3 * counts[0]
+    assert [told.nll for told in together] == pytest.approx([told.nll for told in alone], abs=1e-4)
+    with _seen(tuned) as counts:
+        answers = generate.answer(tuned, who, prompts * 3, 5)
+    assert answers == said
+    assert counts[LAYERS - 1] == 3 * counts[0] and counts[LAYERS:] == [27] * (len(counts) - LAYERS)

@@ -37,7 +37,7 @@ def _alike(shares: Sequence[Share], upper: Collection[int]) -> list[Share]:
 
 
 def _same_rows(a: Share, b: Share) -> bool:
-    """Whether two slots bring the same examples in the same order, laid out in the same way."""
+    """Whether two slots bring the same examples, whatever their names, in the same order, laid out in the same way."""
     alike = (a.virtual_tokens, a.share_prefixes, a.numbers) == (b.virtual_tokens, b.share_prefixes, b.numbers)
     return (
         alike
@@ -47,11 +47,7 @@ def _same_rows(a: Share, b: Share) -> bool:
 
 
 def _same_row(a: Encoded, b: Encoded) -> bool:
-    return a is b or (
-        (a.example_id, a.label) == (b.example_id, b.label)
-        and np.array_equal(a.ids_L, b.ids_L)
-        and np.array_equal(a.train_L, b.train_L)
-    )
+    return a is b or (a.label == b.label and np.array_equal(a.ids_L, b.ids_L) and np.array_equal(a.train_L, b.train_L))
 
 
 def _abreast(shares: Sequence[Share], budget: int) -> Iterator[FlatBatch]:
@@ -61,14 +57,15 @@ def _abreast(shares: Sequence[Share], budget: int) -> Iterator[FlatBatch]:
     whole = stored_tokens(rows, shares[0].share_prefixes and rows[0].label < 0)
     most = max(1, budget // whole, min(ABREAST, budget // longest))
     bands = -(-len(shares) // most)
+    numbered = [replace(row, example_id=str(i)) for i, row in enumerate(rows)]
     for k in range(bands):
         band = shares[len(shares) * k // bands : len(shares) * (k + 1) // bands]
-        for batch in flat_batches([replace(band[0], weight=1.0)], budget // len(band)):
+        for batch in flat_batches([replace(band[0], examples=numbered, weight=1.0)], budget // len(band)):
             yield _once_a_slot(batch, band)
 
 
 def _once_a_slot(batch: FlatBatch, shares: Sequence[Share]) -> FlatBatch:
-    """A batch of one slot, whose entries weigh one an example, repeated for every slot."""
+    """A batch of one slot repeated for every slot; in it an entry weighs one an example, and examples have numbers."""
     count, places = len(shares), np.arange(len(shares))[:, None]
     tokens, entries = len(batch.tokens_T), len(batch.sources_S)
     return FlatBatch(
@@ -80,6 +77,6 @@ def _once_a_slot(batch: FlatBatch, shares: Sequence[Share]) -> FlatBatch:
         sources_S=(batch.sources_S + tokens * places).ravel(),
         targets_S=np.tile(batch.targets_S, count),
         weights_S=np.concatenate([batch.weights_S * np.float32(share.weight) for share in shares]),
-        example_ids=batch.example_ids * count,
+        example_ids=tuple(share.examples[int(i)].example_id for share in shares for i in batch.example_ids),
         entries=tuple(entry + entries * i for i in range(count) for entry in batch.entries),
     )

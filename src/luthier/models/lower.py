@@ -23,6 +23,7 @@ from luthier.data.batches import FlatBatch
 from luthier.models.attention import Layout
 from luthier.models.flex import Intervals
 from luthier.models.lora import LoraLinear
+from luthier.models.slots import BARE_BASE
 
 Seen = Layout | Intervals
 
@@ -66,8 +67,8 @@ class Lower:
         }
 
     def upper(self) -> set[int]:
-        """The slots that leave at least one layer below them as it is."""
-        return {slot for slot, number in self.lowest().items() if number}
+        """The slots that leave at least one layer below them as it is; the bare base leaves all."""
+        return {BARE_BASE} | {slot for slot, number in self.lowest().items() if number}
 
 
 def _adapters(module: nn.Module) -> Iterator[int]:
