@@ -255,7 +255,7 @@ def _heard(run: Run, doing: str, total: int, stop: Stop) -> Callable[[int], None
 def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop, ranks: Ranks) -> Finished:
     """Hand the loop its job; its events go into the folder, but for the end, which comes after the verdict."""
     from luthier.evaluation import curves
-    from luthier.train.loop import Job, train
+    from luthier.train.loop import Job, Wishes, train
 
     training, budget, tuned.turn.product = ranks.by_lead(lambda: _fitted(run, bench, tuned))
     job = Job(run.id, training, bench.experiment.seed, bench.train, bench.validation, run.path / "checkpoints")
@@ -266,7 +266,7 @@ def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop, ranks: Ranks) -> Fi
         if ranks.leads:
             _keep_choice(run, "budget", tokens)
 
-    for event in train(tuned, [job], stop, budget, halved, ranks):
+    for event in train(tuned, [job], Wishes(stop), budget, halved, ranks):
         if isinstance(event, Finished):
             return event
         if not ranks.leads:

@@ -103,7 +103,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` to `(…, out)`; the base's own dtype in and out, the low-rank path in float32 products of it."""
         rows = x.reshape(-1, x.shape[-1])
-        parts, tensors = self._parts(rows)
+        parts, tensors = self._parts(rows) if self.adapters else ([], [])
         if not parts:
             return self.base(x)
         if self.quantized:  # the layer knows how to dequantize; its own backward does so once

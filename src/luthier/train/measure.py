@@ -18,7 +18,7 @@ import torch
 
 from luthier.models.methods import Tuned
 from luthier.runs import Started, Stepped
-from luthier.train.loop import Job, train
+from luthier.train.loop import Job, Wishes, train
 
 STEPS = 20
 
@@ -56,7 +56,7 @@ def measure(tuned: Tuned, job: Job, budget: int, before: int, until: float) -> M
     are others. `seconds` is None where not even one update came to its end.
     """
     steps, seconds = 0, []
-    with closing(train(tuned, [job], lambda: time.monotonic() > until, budget)) as events:
+    with closing(train(tuned, [job], Wishes(lambda: time.monotonic() > until), budget)) as events:
         for event in events:
             if isinstance(event, Started):
                 steps = event.steps
