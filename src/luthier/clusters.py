@@ -43,9 +43,11 @@ def connect(home: Path) -> Cluster:
     Raises MissingExtra without Ray, SpecError where no cluster is named or no token is there, TrainingError where the
     cluster is not to be reached, does not ask for a token, or has a node that does not see `home` or this luthier.
     """
-    ray, address = _ray(), _address(home)
-    _require_a_token()
+    address = require(home)
     _knock(address)
+    os.environ.setdefault(_MODE, "token")  # read by Ray when it is imported
+    import ray
+
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, namespace="luthier", log_to_driver=False, logging_level="error")
@@ -56,7 +58,11 @@ def connect(home: Path) -> Cluster:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray sets one that ends the process before it has saved
     cluster = Cluster(ray, home)
-    cluster.check()
+    try:
+        cluster.check()
+    except TrainingError:
+        cluster.close()
+        raise
     return cluster
 
 
@@ -87,6 +93,11 @@ class Cluster:
         waiting = sum(not helper.placed() for helper in self._helpers)
         free = int(self._ray.available_resources().get(self._kind(), 0))
         return len(self._helpers) + max(0, free - waiting)
+
+    @property
+    def threads(self) -> int | None:
+        """For one process: its core's own; None beside a graphics card."""
+        return None if self._kind() == "GPU" else 1
 
     def helper(self, command: Sequence[str], model: str) -> Helper:
         """A process `python -m COMMAND` on a node with room, where Ray thinks best; it waits for room if there is none.
@@ -131,6 +142,8 @@ class Helper:
         self._ray, self._actor = ray, actor
         self._code: int | None = None
         self._began: object = None
+        self.node = ""
+        """Ray's id of the node that holds it, as far as `lines` has heard."""
 
     @property
     def returncode(self) -> int | None:
@@ -152,7 +165,7 @@ class Helper:
     def lines(self) -> Iterator[str]:
         """What it says, line by line, until it ends, or its node does."""
         try:
-            self._ray.get(self._began)
+            self.node = self._ray.get(self._began)
             read = self._actor.read.options(concurrency_group=_READING)
             while self._code is None:
                 said, code = self._ray.get(read.remote())
@@ -161,10 +174,11 @@ class Helper:
         except self._ray.exceptions.RayTaskError as problem:
             self._code = LOST
             yield _last_line(problem)
-        except self._ray.exceptions.RayError:
+        except self._ray.exceptions.RayError as problem:
             if self._code is None:  # nobody has ended it
                 self._code = LOST
-                yield "the node it ran on is gone, or Ray has ended it there"
+                where = f"node {self.node[:12]} of" if self.node else "a node of"
+                yield f"{where} the cluster is gone, or Ray has ended the process there: {_last_line(problem)}"
 
     def leave(self) -> None:
         """Nobody will say more: it saves what it has and ends."""
@@ -187,12 +201,15 @@ class _Held:
         self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._helper: engines.Helper | None = None
 
-    def start(self, command: list[str], home: str, model: str, tokens: dict[str, str], folder: str) -> None:
+    def start(self, command: list[str], home: str, model: str, tokens: dict[str, str], folder: str) -> str:
+        import ray
+
         os.environ.update(tokens)
         with contextlib.suppress(OSError):
             os.chdir(folder)  # a relative path means what it means where the search was started
         self._helper = engines.Helper(command, Path(home), model)
         threading.Thread(target=self._listen, args=(self._helper,), daemon=True).start()
+        return str(ray.get_runtime_context().get_node_id())
 
     def say(self, text: str) -> None:
         if self._helper is not None:
@@ -238,7 +255,8 @@ def _seen(probe: str) -> tuple[str, str]:
 
 
 # --- before anything is said to the cluster --------------------------------------------------------------------------
-def _ray() -> ModuleType:
+def require(home: Path) -> str:
+    """The address of the cluster that is meant, after all checks that need not ask it. Raises as `connect` does."""
     try:
         version = importlib.metadata.version("ray")
     except importlib.metadata.PackageNotFoundError:
@@ -246,10 +264,9 @@ def _ray() -> ModuleType:
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise MissingExtra(f"Ray {version} is too old: {oldest} is the oldest that will do", hint="pip install -U ray")
-    os.environ.setdefault(_MODE, "token")  # read by Ray when it is imported
-    import ray
-
-    return ray
+    address = _address(home)
+    _require_a_token()
+    return address
 
 
 def _address(home: Path) -> str:

@@ -24,6 +24,7 @@ from luthier import hardware, ownership, redaction, runs, settings
 from luthier.errors import TrainingError
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
+_CLUSTER = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _JUDGE_TOKENS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
 
@@ -171,10 +172,10 @@ def _environment(run: runs.Run) -> dict[str, str]:
 
 
 def _run_tokens(run: runs.Run) -> dict[str, str]:
-    """The Hub's if the base comes from the Hub, the judge's if the answers are judged."""
-    judge = _JUDGE_TOKENS if run.facts.get("judge") else ()
+    """The Hub's if the base comes from the Hub, the judge's if the answers are judged, a cluster's if it is used."""
+    others = (_JUDGE_TOKENS if run.facts.get("judge") else ()) + (_CLUSTER if run.facts.get("engine") == "ray" else ())
     models = (run.facts["model"], *run.facts.get("bases", ()))
-    return tokens(*models) | {name: os.environ[name] for name in judge if name in os.environ}
+    return tokens(*models) | {name: os.environ[name] for name in others if name in os.environ}
 
 
 def tokens(*models: str) -> dict[str, str]:

@@ -108,13 +108,18 @@ class Hands:
         while run := self._to_begin():
             placed = self._placement(_base(run))
             slots = min(placed["slots"], self._share(placed)) if placed else None
-            threads = placed.get("threads", hardware.cores() // self._processes(placed)) if placed else None
-            helper = self._helper(run.facts["model"])
+            helper, threads = self._helper(run.facts["model"]), self._threads(placed)
             told = {"home": str(self.roster.home), "search": str(self.roster.path), "slots": slots, "threads": threads}
             helper.say(json.dumps(told))
             wave = _Wave(helper, _group(run), _base(run), run, {run.id})
             self.waves.append(wave)
             threading.Thread(target=self._listen, args=(wave,), daemon=True).start()
+
+    def _threads(self, placed: dict[str, Any] | None) -> int | None:
+        """For one process; None: as many as its machine has to spare."""
+        if self.cluster is not None:
+            return self.cluster.threads
+        return placed.get("threads", hardware.cores() // self._processes(placed)) if placed else None
 
     def _helper(self, model: str) -> Helper | clusters.Helper:
         if self.cluster is not None:

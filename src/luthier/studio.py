@@ -158,17 +158,17 @@ class Studio:
 
         Which one follows from the name as with `tune`, among searches. Without a `search` of its own, or a `space`, the
         method's own is taken. Its processes run on this machine, or with `engine` "ray" on a Ray cluster. Raises what
-        `tune` does, and SpecError for a space that cannot be meant.
+        `tune` does, SpecError for a space that cannot be meant, and what `clusters.require` does.
         """
-        from luthier import roster
+        from luthier import clusters, roster
 
+        if engine == "ray":
+            clusters.require(self.home)  # now, not in a process of its own
         draft, known = roster.describe(_described(experiment), self.home)
         run = self._meant(draft, new, known)
-        if run.state == "done":
-            return run
-        if runs.owner(run.path) is None:
+        if run.state != "done" and runs.owner(run.path) is None:
             runs.update(run.path, {"facts": {"engine": engine}})
-        return engines.start(run)
+        return run if run.state == "done" else engines.start(run)
 
     def add(self, search: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         """Another trial for a search that is not done: parameter's path → value, everything else as the file says.
