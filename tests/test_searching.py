@@ -318,7 +318,7 @@ def test_a_wish_that_cannot_be_meant_is_refused_at_once(studio: Studio, experime
         studio.add(search, {"method.rank": 2})
     runs.update(search.path, {"state": "stopped", "facts": {"best": None}})
     search = runs.load(search.path)
-    for values in ({"method.rnk": 2}, {"method.rank": "much"}, {"data.limit": 3}):
+    for values in ({"method.rnk": 2}, {"method.rank": "much"}, {"data.limit": 3}, {"seed": "one"}, {"name": "x"}):
         with pytest.raises(SpecError):
             studio.add(search, values)
     assert studio.add(search, {}) == {}  # the file's own values

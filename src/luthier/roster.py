@@ -249,6 +249,7 @@ def add(search: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     if search.state in ("done", "failed") or search.facts.get("best"):
         hint = "`luthier search FILE --new` begins another; `luthier tune` trains one run"
         raise SpecError(f"search {search.id} has chosen its winner: a further trial would come too late", hint=hint)
+    spec.Search(space={path: [value] for path, value in values.items()})  # checks each
     draft = _basis(search).draft(values)
     found = dict(values) | ({"model.name": draft.chosen.model.name} if "model.name" in values else {})
     _wish(search.path, {"add": found})
