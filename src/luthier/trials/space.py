@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from luthier import presets, spec
 from luthier.errors import SpecError
 from luthier.spec import spaces, wording
@@ -264,7 +266,7 @@ def applied(experiment: spec.Experiment, values: Mapping[str, Any]) -> spec.Expe
         if (why := spaces.why_not(path)) is not None:
             raise SpecError(f"`{path}` {why}")
         if "." not in path:
-            value = spaces.checked(path, value)
+            value = _checked(path, value)
         section, _, name = path.rpartition(".")
         sections.setdefault(section, {})[name] = value
     changes = dict(sections.pop("", {}))
@@ -274,6 +276,13 @@ def applied(experiment: spec.Experiment, values: Mapping[str, Any]) -> spec.Expe
     fields = (experiment.model_fields_set | set(changes)) - {"search"}
     whole = dict(experiment) | changes | {"search": None}
     return spec.Experiment.model_construct(fields, **whole)
+
+
+def _checked(path: str, value: Any) -> Any:
+    try:
+        return spaces.checked(path, value)
+    except ValidationError as error:
+        raise wording.explain(error, spec.known_paths(), lambda path: None, (path,)) from None
 
 
 def _part(experiment: spec.Experiment, section: str) -> spec.Part:
