@@ -290,6 +290,12 @@ def test_a_space_of_alpha_and_rate_is_warned_about():
     assert spec.advice(experiment(search={"space": space})) == []
 
 
+def test_a_loss_that_means_something_else_in_each_trial_is_warned_about():
+    space = {"model.name": ["a", "b"]}
+    assert any("another loss" in line for line in spec.advice(experiment(search={"space": space})))
+    assert spec.advice(experiment(search={"space": space, "objective": "exact_match"})) == []
+
+
 # --- what was chosen, fingerprints -----------------------------------------------------------------------------------
 def test_chosen_is_what_a_person_wrote():
     one = experiment(method=spec.Lora(rank=8), training={"num_epochs": 3, "learning_rate": None})
