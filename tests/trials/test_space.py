@@ -280,7 +280,7 @@ def test_nobody_looks_more_often_where_an_epoch_is_enough_or_it_was_said():
     assert looks(1000, 100, num_epochs=20) is None
     assert looks(1000, 1000) is None
     assert looks(1000, 100, pruner="none") is None
-    assert looks(1000, 100, evaluate_every=7) is None
+    assert looks(1000, 100, evaluate_every=7) is None and looks(1000, 100, patience=2) is None
     assert looks(1000, 0) is None
 
 

@@ -345,10 +345,12 @@ def evaluate_every(experiment: spec.Experiment, train: int, validation: int, pru
     """Updates between two looks at a resolved trial of so many rows; None: as the experiment says.
 
     A pruner needs more than one look an epoch: LOOKS over the whole training where they cost no more than LOOKS_SHARE
-    of it (an update's row costs as much as BACKWARD rows of validation), never fewer than one an epoch.
+    of it (an update's row costs as much as BACKWARD rows of validation), never fewer than one an epoch. Where somebody
+    set a patience, which counts evaluations, they come as often as that expects.
     """
     training = experiment.training
-    if training.evaluate_every is not None or pruner == "none" or not validation:
+    said = training.evaluate_every is not None or training.patience is not None
+    if said or pruner == "none" or not validation:
         return None
     batches = spec.batches_per_epoch(train, training.batch_size)
     an_epoch = spec.steps_per_epoch(batches, training.accumulate_steps)
