@@ -1,6 +1,6 @@
 """A base with N slots: hanging them on it, and asking it what it predicts for a micro-batch.
 
-Lives here: `attach` and `Tuned`. Does not live here: what a slot holds (`slots.py`), which layers an adapter may hang on
+Lives here: `attach` and `Tuned`. Does not live here: what a slot holds (`slots.py`), which layers adapters hang on
 (`targets.py`), how the model is called (`forward.py`), the maths (`lora.py`, `prompt.py`).
 """
 
