@@ -116,6 +116,8 @@ class LoraLinear(nn.Module):
     def _parts(self, rows: Tensor) -> tuple[list[tuple[int, int, float, Tensor | None]], list[Tensor]]:
         """(start, stop, scale, dropout mask) and A, B of every slot with rows here."""
         turn, parts, tensors = self.turn, [], []
+        if self.adapters.keys().isdisjoint(slot for slot, _, _ in turn.ranges):  # perhaps rows that slots share
+            return [], []
         ranges, units = turn.ranges, turn.units
         if len(rows) == turn.asked_units:
             ranges, units = turn.asked_ranges, turn.asked_units

@@ -20,10 +20,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from luthier.data.batches import FlatBatch, Share, flat_batches, padded_batches, slot_ranges
+from luthier.data.abreast import side_by_side
+from luthier.data.batches import FlatBatch, Share, padded_batches, slot_ranges
 from luthier.errors import ModelError
 from luthier.models.base import Base
-from luthier.models.forward import ATTENTION, CANNOT, Batch, Forward, alone, keeps_its_attention, probes
+from luthier.models.forward import ATTENTION, CANNOT, TOLERANCE, Batch, Forward, alone, keeps_its_attention, probes
 from luthier.models.growing import Growing
 from luthier.models.lora import Turn
 from luthier.models.prompt import embed_with_prompts
@@ -42,7 +43,6 @@ from luthier.models.targets import Targets
 from luthier.spec import Full, PromptTuning, QLora
 
 ALONE = ("full tuning changes the base, so it cannot share it", None, "run it alone")
-PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative to the largest logit
 
 
 class Tuned:
@@ -99,7 +99,7 @@ class Tuned:
     def lay_out(self, shares: Sequence[Share], budget: int) -> Iterator[Batch]:
         """Micro-batches of at most `budget` tokens in the form this base takes."""
         if self.layout == "flat":
-            return flat_batches(shares, budget)
+            return side_by_side(shares, budget, self._forward.lower.upper())
         return padded_batches(shares, budget, self.base.pad_token_id, paired=self.base.family == "seq2seq")
 
     def nll(self, batch: Batch, steps: Mapping[int, int] | None = None) -> tuple[Tensor, Tensor]:
@@ -192,7 +192,7 @@ class Tuned:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         separate = torch.stack([expected[name] for name in batch.example_ids])
         difference = float((together - separate).abs().max() / separate.abs().max().clamp(min=1.0))
-        return "" if difference < PROOF_TOLERANCE[self.base.dtype] else f"the logits differ by {difference:.1g}"
+        return "" if difference < TOLERANCE[self.base.dtype] else f"the logits differ by {difference:.1g}"
 
     @contextmanager
     def speaking(self, who: Who) -> Iterator[PreTrainedModel]:
