@@ -50,7 +50,7 @@ class Aim:
         >>> Aim("loss", "validation loss", False).gap(-0.01883)
         '0.019'
         """
-        return f"{abs(value):,.0f}" if abs(value) >= 1000 else f"{abs(value):.2g}"
+        return f"{abs(value):,.0f}" if abs(value) >= 100 else f"{abs(value):#.2g}".rstrip(".")
 
 
 @dataclass(frozen=True, slots=True)
