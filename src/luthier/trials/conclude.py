@@ -21,7 +21,21 @@ from luthier.evaluation.ladder_page import duration
 from luthier.evaluation.report import Report
 from luthier.runs import Score
 from luthier.trials import optimism, record
-from luthier.trials.board import Aim, Axis, Board, Entry, Failure, Guess, Plain, Pruned, Repeats, Tested, names, value
+from luthier.trials.board import (
+    Aim,
+    Axis,
+    Board,
+    Entry,
+    Failure,
+    Guess,
+    Plain,
+    Pruned,
+    Repeats,
+    Tested,
+    names,
+    standing,
+    value,
+)
 from luthier.trials.record import Trial
 from luthier.trials.rows import Rows, Table, table
 
@@ -223,10 +237,7 @@ def _headline(winner: Entry | None, entries: Sequence[Entry], search: Search) ->
     if winner is None or winner.objective is None:
         ends = "No trial came to its end" if over else "No trial has come to its end yet"
         return f"{ends}: nothing can be said of {lead.title}"
-    sure = "" if winner.low is None or winner.high is None else f" ({lead.say(winner.low)}–{lead.say(winner.high)})"
-    said = (
-        f"Trial {winner.number} is best{'' if over else ' so far'}: {lead.title} {lead.say(winner.objective[0])}{sure}"
-    )
+    said = f"Trial {winner.number} is best{'' if over else ' so far'}: {lead.title} {standing(winner, lead)}"
     alike = [str(entry.number) for entry in entries if entry.alike]
     if len(alike) == 1:
         return f"{said}; trial {alike[0]} cannot be told from it on these rows"
@@ -292,7 +303,7 @@ def _pruned(entries: Sequence[Entry]) -> Pruned:
     seconds = sum((e.planned - e.steps) * e.seconds / e.steps for e in weak if e.steps)
     shares = tuple(sorted(entry.share for entry in weak))
     if not weak:
-        said = "Nothing was pruned" if entries else ""
+        said = "Nothing was pruned" if any(entry.state == "done" for entry in entries) else ""
         return Pruned(0, (), 0, planned, 0.0, said)
     at = f"{shares[0]:.0%}" if shares[0] == shares[-1] else f"{shares[0]:.0%} to {shares[-1]:.0%}"
     said = f"{len(weak)} of {len(entries)} trials were pruned, at {at} of their updates: {undone:,} of "
@@ -308,10 +319,8 @@ def _repeats(winner: Entry, seeded: Sequence[Entry], lead: Aim) -> Repeats | Non
     values = np.array([entry.objective[0] for entry in (winner, *found) if entry.objective is not None])
     mean, spread, further = float(values.mean()), float(values.std(ddof=1)), float(values[1:].mean())
     half = statistics.student(len(values) - 1) * spread / math.sqrt(len(values))
-    ends = f"{lead.say(mean - half)}–{lead.say(mean + half)}"
-    said = (
-        f"The winner's values with {len(values)} seeds: {lead.say(mean)} on average ({ends}), spread {lead.gap(spread)}"
-    )
+    span = lead.span(mean, mean - half, mean + half)
+    said = f"The winner's values with {len(values)} seeds: {span} on average, spread {lead.gap(spread)}"
     said += f"; the {len(found)} that chose nothing: {lead.say(further)}"
     numbers = (winner.number, *(entry.number for entry in found))
     return Repeats(numbers, tuple(map(float, values)), mean, spread, said)

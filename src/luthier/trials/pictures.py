@@ -103,9 +103,7 @@ def parallel(board: Board) -> Parallel | None:
         place, marks = _along(axis, [entry.values.get(axis.path) for entry in board.entries], frame)
         x = round(left + number * step, 1)
         columns.append(
-            Column(
-                x, shortened(called[axis.path], room), axis.path, tuple((y, shortened(text, room)) for y, text in marks)
-            )
+            Column(x, _ends(called[axis.path], room), axis.path, tuple((y, shortened(text, room)) for y, text in marks))
         )
         places.append(place)
     score, marks = _score_axis(board, frame)
@@ -124,6 +122,16 @@ def parallel(board: Board) -> Parallel | None:
         lines.append((tone(entry, board, good), points, words(entry, board)))
     lines.sort(key=lambda line: _TONES.index(line[0]))
     return Parallel(tuple(columns), tuple(lines), none if missing else None, width)
+
+
+def _ends(name: str, letters: int) -> str:
+    """A name's beginning and end: parameters of one kind begin alike.
+
+    >>> _ends("evaluation.max_new_tokens", 13)
+    'evalua…tokens'
+    """
+    half = (letters - 1) // 2
+    return name if len(name) <= letters else f"{name[:half]}…{name[-half:]}"
 
 
 _Place = Callable[[Plain, int], float | None]
@@ -169,7 +177,7 @@ def _score_axis(board: Board, frame: Parallel) -> tuple[Callable[[float], float]
     aim = board.aims[0]
     best, worst = reach((x for entry in board.entries if (x := last(entry)) is not None), aim)
     if best == worst:
-        best, worst = (best + 0.5 * abs(best or 1), worst) if aim.higher else (best - 0.5 * abs(best or 1), worst)
+        worst = best + (-0.5 if aim.higher else 0.5) * abs(best or 1)
     y = scale(worst, best, frame.bottom - 6, frame.top + 12)
     low, high = sorted((best, worst))
     marks = tuple((y(x), f"{x:g}") for x in ticks(low, high, 5) if low <= x <= high)
