@@ -23,8 +23,9 @@ from kit.workloads import SHAPES, make_model, rows_of
 from luthier import hardware, spec
 from luthier.models import base, methods
 from luthier.train import cost, measure, plan
-from luthier.train.loop import Job, longest_batch
+from luthier.train.loop import Job
 from luthier.train.room import TOKEN_BUDGET
+from luthier.train.shares import longest_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, TABLE = ROOT / "bench" / "results" / "memory.json", ROOT / "docs" / "concepts" / "memory.md"

@@ -126,7 +126,7 @@ def prepare(case: Case, steps: int, folder: Path) -> tuple[Path, list[list[Encod
         alpha=ALPHA,
         learning_rate=LEARNING_RATE,
         batch=BATCH,
-        micro=_micro([rows[i] for i in drawn]),
+        micro=micro_of([rows[i] for i in drawn]),
         steps=steps,
         seed=SEED,
         batching="grouped" if grouped else "random",
@@ -142,7 +142,7 @@ def prepare(case: Case, steps: int, folder: Path) -> tuple[Path, list[list[Encod
     return folder / "job.json", by_step, job.micro
 
 
-def _micro(rows: Sequence[Encoded]) -> int:
+def micro_of(rows: Sequence[Encoded]) -> int:
     """The most rows, a power of two, that padded to the longest stay within bounds in every step."""
     micro, longest = BATCH, max(len(row.ids_L) for row in rows)
     while micro > 1 and micro * longest > MOST_PADDED_TOKENS:

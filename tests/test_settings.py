@@ -20,7 +20,8 @@ def test_the_example_shows_every_key_and_is_valid(tmp_path: Path, monkeypatch: p
         assert variable in EXAMPLE.read_text(encoding="utf-8")
         monkeypatch.delenv(variable, raising=False)
     inherited = engines._environment(begun(tmp_path))
-    assert [inherited[variable] for variable, _ in settings.KEYS.values()] == ["cpu", "2", "True", "/data/models"]
+    said = ["cpu", "2", "True", "/data/models", "10.0.0.1:6379"]
+    assert [inherited[variable] for variable, _ in settings.KEYS.values()] == said
 
 
 def begun(home: Path, model: str = "org/small") -> runs.Run:
@@ -46,6 +47,13 @@ def test_the_hub_s_token_goes_to_who_loads_a_base_of_the_hub(tmp_path: Path, mon
     monkeypatch.setenv("HF_TOKEN", "for the Hub")
     assert engines._environment(begun(tmp_path))["HF_TOKEN"] == "for the Hub"
     assert "HF_TOKEN" not in engines._environment(begun(tmp_path, model=str(tmp_path)))
+
+
+def test_a_cluster_s_token_goes_to_the_search_that_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "for the cluster")
+    search = runs.create(tmp_path, "far", "0", {}, {"model": str(tmp_path), "kind": "search", "engine": "ray"})
+    assert engines._environment(search)["RAY_AUTH_TOKEN"] == "for the cluster"
+    assert "RAY_AUTH_TOKEN" not in engines._environment(begun(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from luthier import engines, runs, spec, workbench, worker
+from luthier import drafts, engines, runs, spec, workbench, worker
 from luthier.errors import ModelError, NotFound, SpecError
 from luthier.studio import Studio, report
 from tests import rows
@@ -122,10 +122,15 @@ def test_work_that_could_be_continued_is_not_left_behind_silently(studio: Studio
     assert studio.tune(experiment(seed=1)).id != first.id
 
 
-def test_what_nothing_acts_on_yet_is_refused(studio: Studio, experiment: Experiments) -> None:
-    with pytest.raises(SpecError, match="not yet: `search`"):
-        studio.tune(experiment(search={"space": {"method.rank": [4, 8]}}))
+def test_a_search_is_not_tuned_as_if_it_were_one_run(studio: Studio, experiment: Experiments) -> None:
+    given = experiment(search={"space": {"method.rank": [4, 8]}})
+    with pytest.raises(SpecError, match="describes a search") as refusal:
+        studio.tune(given)
+    assert "`luthier search FILE`" in str(refusal.value.hint) and "search=null" in str(refusal.value.hint)
     assert studio.runs() == []
+    notes = studio.draft(given).resolved.notes  # what a plan shows
+    assert any(note.startswith("`search` is left aside") for note in notes)
+    assert studio.draft(given).fingerprint == studio.draft(experiment()).fingerprint
 
 
 def in_the_hub(cache: Path, commit: str, base: Path) -> None:
@@ -174,7 +179,7 @@ def test_a_base_whose_files_changed_is_refused_by_every_verb_of_the_run(
     base = tiny("tiny_llama", tmp_path / "base")
     wishes = {"model": str(base), "method": method, "task": "generation", "evaluation": {"max_new_tokens": 4}}
     run = studio.tune(experiment(**wishes))
-    begun = studio._create(studio.draft(experiment(**wishes)))
+    begun = drafts.create(studio.draft(experiment(**wishes)), studio.home)
     assert run.state == "done"
     changed(base)
     for verb in (lambda: list(studio.generate(run, ["item 3?"], base=True)), lambda: workbench.of_run(begun)):

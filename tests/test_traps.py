@@ -20,7 +20,7 @@ from luthier.models import base as bases
 from luthier.models import facts
 from luthier.models.methods import attach
 from luthier.runs import Stepped
-from luthier.train.loop import Job, train, validation_loss
+from luthier.train.loop import Job, train, validation_losses
 from tests.equivalence.workbench import LORA, Tiny, load
 
 
@@ -117,7 +117,7 @@ def test_trap_6_lora_shows_whether_the_base_matters_full_tuning_hides_it(shared:
             folder = tmp_path / f"{method}{real}"
             events = list(train(tuned, [Job("run", training, 0, bench.train, [], folder)]))
             assert sum(isinstance(event, Stepped) for event in events) == 100
-            losses.append(validation_loss(tuned, tuned.slots[0], bench.validation))
+            losses += validation_losses(tuned, tuned.slots, bench.validation)
         gap[method] = losses[1] - losses[0]
     assert gap["lora"] > 0.02
     assert gap["lora"] > gap["full"]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from luthier import afterwards, runs, spec, workbench, worker
+from luthier import afterwards, logbook, runs, spec, workbench, worker
 from luthier.evaluation import predictions
 from luthier.evaluation.report import read_json
 from luthier.models.forward import Batch
@@ -224,7 +224,7 @@ def test_a_defect_is_told_with_the_log_and_without_secrets(
     def broken() -> None:
         raise ZeroDivisionError("correct-horse-battery")
 
-    monkeypatch.setattr(worker, "_environment", broken)
+    monkeypatch.setattr(logbook, "_environment", broken)
     run = carry(begin(tiny("tiny_llama"), rows.pairs(tmp_path)))
     problem = failure(run)
     assert run.state == "failed" and problem is not None

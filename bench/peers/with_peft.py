@@ -32,19 +32,28 @@ def adapted(job: Job) -> nn.Module:
 
 
 def run(job: Job, pace: Pace) -> None:
-    model = adapted(job).train()
+    fit(job, adapted(job).train(), pace)
+
+
+def fit(job: Job, model: nn.Module, pace: Pace) -> None:
+    """The job's updates."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=job.learning_rate, weight_decay=0.0)
     pace.ready()
     for batches, count in job.padded_steps():
         total = 0.0
         for batch in batches:
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            logits, targets = logits[:, -batch["labels"].shape[1] : -1], batch["labels"][:, 1:]
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / count
+            loss = loss_of(model, batch) / count
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         pace.step(total)
+
+
+def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The sum over a batch's targets."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits, targets = logits[:, -batch["labels"].shape[1] : -1], batch["labels"][:, 1:]
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")

@@ -167,23 +167,18 @@ def _alone(folder: Path) -> Iterator[None]:
 # --- pieces of work beside runs ------------------------------------------------------------------------------------
 def working(room: Path, home: Path, model: str) -> Generator[Event, None, None]:
     """The events of the piece of work in `room`, done by a process that ends with this one. Raises what ended it."""
-    child, said = engines.beside(["luthier.rungs", str(room)], home, model), collections.deque([""], maxlen=500)
-    assert child.stdin is not None and child.stdout is not None
+    helper, said = engines.Helper(["luthier.rungs", str(room)], home, model), collections.deque([""], maxlen=500)
     try:
-        for line in child.stdout:
-            text = line.decode("utf-8", "replace").rstrip()
+        for text in helper.lines():
             if (event := _event(text)) is not None:
                 yield event
             elif text:
                 said.append(redaction.strike(text))
-        if child.wait():
+        if helper.returncode:
             disk.write_whole(room / runs.LOG, "\n".join(said) + "\n")
-            raise _ended(said[-1], child.returncode, room / runs.LOG)
+            raise _ended(said[-1], helper.returncode, room / runs.LOG)
     finally:
-        child.kill()
-        child.wait()
-        child.stdin.close()
-        child.stdout.close()
+        helper.kill()
 
 
 def _event(text: str) -> Event | None:

@@ -15,11 +15,23 @@ from typing import Any
 
 import luthier
 from luthier import presets, runs, spec
-from luthier.data.prepare import Dataset, prepare, prepare_beside
+from luthier.data.prepare import Dataset, load_dataset, prepare, prepare_beside
 from luthier.errors import SpecError, here
 from luthier.evaluation import metrics
-from luthier.models import facts
 from luthier.runs import Run
+
+RENDERING = ("data.template", "data.train_on", "data.overlength")
+"""What of `data` changes how rows are shown to the base, and not which rows there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What must be known of a base to describe runs of it: its facts, its commit (None: a folder), and the commit or
+    the weights by content."""
+
+    facts: presets.BaseFacts
+    commit: str | None
+    revision: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +41,7 @@ class Draft:
     resolved: presets.Resolved
     chosen: spec.Experiment
     dataset: Dataset
-    facts: presets.BaseFacts
-    revision: str
+    base: Base
     fingerprint: str
     drawn_by: int  # the seed that draws `data.limit` and `evaluation.limit`
     regression: Dataset | None = None
@@ -43,20 +54,70 @@ class Draft:
 def draft(experiment: spec.Experiment, home: Path) -> Draft:
     """Look at the base's configuration, prepare the data, and decide every open value. Raises any LuthierError."""
 
-    _refuse_what_nothing_reads(experiment)
+    _refuse_an_endpoint(experiment.model)
     metrics.by_name(experiment.evaluation.metrics or ())  # an unknown one is refused now, not after the training
-    chosen = named(experiment)
-    folder, commit = facts.locate(chosen.model.name, chosen.model.revision, weights=False)
-    base = facts.inspect(chosen.model.name, commit)
-    if chosen.evaluation.regression is not None and base.family == "encoder":
+    chosen = one(named(experiment))
+    base = base_of(chosen.model)
+    if chosen.evaluation.regression is not None and base.facts.family == "encoder":
         raise SpecError("an encoder answers nothing that it could forget", "evaluation.regression", "leave it out")
-    revision = commit or facts.weights_digest(folder)
     dataset = prepare(chosen.data, home, chosen.seed, chosen.task)
-    resolved = pinned(presets.resolve(chosen, base, dataset.task), commit)
     regression = prepare_beside(chosen.evaluation.regression, chosen.data, home)
+    found = decided(chosen, base, dataset, chosen.seed, regression)
+    if experiment.search is None:
+        return found
+    note = "`search` is left aside: this is one run with the file's own values; `luthier search FILE` tries others"
+    return replace(found, resolved=replace(found.resolved, notes=(*found.resolved.notes, note)))
+
+
+def one(experiment: spec.Experiment) -> spec.Experiment:
+    """The experiment without its search: one run with the file's own values."""
+    if experiment.search is None:
+        return experiment
+    fields = experiment.model_fields_set - {"search"}
+    return spec.Experiment.model_construct(fields, **dict(experiment) | {"search": None})
+
+
+def of_run(run: Run) -> Draft:
+    """The draft that a run was made of, from its folder and the rows it names. Raises NotFound, ModelError."""
+    from luthier.models import facts
+
+    chosen, resolved = (spec.load(run.path / file) for file in ("experiment.yaml", "resolved.yaml"))
+    rows = run.path.parents[1] / "data"
+    origins = json.loads((run.path / "origins.json").read_text(encoding="utf-8"))
+    model, beside = resolved.model, run.facts.get("regression")
+    base = Base(facts.inspect(model.name, model.revision), model.revision, run.facts["revision"])
+    return Draft(
+        presets.Resolved(resolved, origins, tuple(run.facts["notes"])),
+        chosen,
+        load_dataset(rows / run.facts["dataset"]),
+        base,
+        run.fingerprint,
+        run.facts["drawn_by"],
+        load_dataset(rows / beside) if beside else None,
+    )
+
+
+def base_of(model: spec.Model) -> Base:
+    """Look at a base's configuration. Raises ModelError."""
+    from luthier.models import facts  # heavy: who knows the base describes runs without it
+
+    folder, commit = facts.locate(model.name, model.revision, weights=False)
+    return Base(facts.inspect(model.name, commit), commit, commit or facts.weights_digest(folder))
+
+
+def decided(
+    chosen: spec.Experiment, base: Base, dataset: Dataset, drawn_by: int, regression: Dataset | None = None
+) -> Draft:
+    """The draft of a described experiment whose base and rows are known. Raises SpecError."""
+    resolved = pinned(presets.resolve(chosen, base.facts, dataset.task), base.commit)
+    return Draft(
+        resolved, chosen, dataset, base, _fingerprint(resolved, dataset, base, regression), drawn_by, regression
+    )
+
+
+def _fingerprint(resolved: presets.Resolved, dataset: Dataset, base: Base, regression: Dataset | None) -> str:
     rows = dataset.fingerprint + (f" {regression.fingerprint}" if regression else "")
-    fingerprint = spec.fingerprint(resolved.experiment, rows, revision)
-    return Draft(resolved, chosen, dataset, base, revision, fingerprint, chosen.seed, regression)
+    return spec.fingerprint(resolved.experiment, rows, base.revision)
 
 
 def create(draft: Draft, home: Path, run_id: str | None = None, known: Mapping[str, Any] | None = None) -> Run:
@@ -71,11 +132,11 @@ def create(draft: Draft, home: Path, run_id: str | None = None, known: Mapping[s
         dict(known or {})
         | {
             "model": resolved.model.name,
-            "family": draft.facts.family,
+            "family": draft.base.facts.family,
             "task": draft.dataset.task,
             "method": resolved.method.type,
             "dataset": draft.dataset.fingerprint,
-            "revision": draft.revision,
+            "revision": draft.base.revision,
             "drawn_by": draft.drawn_by,
             "notes": list(draft.resolved.notes),
             "judge": resolved.evaluation.judge and resolved.evaluation.judge.model,
@@ -101,27 +162,37 @@ def named(experiment: spec.Experiment) -> spec.Experiment:
 
 def reseeded(draft: Draft, further: int) -> Draft:
     """The draft with its seed raised by `further`; which rows stand in which split, and which are asked, stays."""
-    changes = {
-        "name": f"{draft.name[: 64 - len(f'-seed{further}')]}-seed{further}",
-        "seed": draft.chosen.seed + further,
-    }
+    end = f"-seed{further}"
+    changes = {"name": draft.name[: 64 - len(end)] + end, "seed": draft.chosen.seed + further}
+    return _changed(draft, changes, {"seed": f"you (`--seeds`: {draft.chosen.seed} + {further})"})
+
+
+def renamed(draft: Draft, name: str) -> Draft:
+    """The same draft, for runs of another name."""
+    return _changed(draft, {"name": name}, {})
+
+
+def searching(draft: Draft, search: spec.Search) -> Draft:
+    """The draft of a search of the experiment."""
+    said = {f"search.{field}": "you" if field in search.model_fields_set else "default" for field, _ in search}
+    return _changed(draft, {"search": search}, said)
+
+
+def _changed(draft: Draft, changes: Mapping[str, Any], origins: Mapping[str, str]) -> Draft:
     chosen, resolved = (
-        spec.Experiment.model_construct(each.model_fields_set | {"seed"}, **dict(each) | changes)
+        spec.Experiment.model_construct(each.model_fields_set | set(changes), **dict(each) | dict(changes))
         for each in (draft.chosen, draft.resolved.experiment)
     )
-    origins = {**draft.resolved.origins, "seed": f"you (`--seeds`: {draft.chosen.seed} + {further})"}
-    fingerprint = spec.fingerprint(resolved, draft.dataset.fingerprint, draft.revision)
-    whole = replace(draft.resolved, experiment=resolved, origins=origins)
+    whole = replace(draft.resolved, experiment=resolved, origins={**draft.resolved.origins, **origins})
+    fingerprint = _fingerprint(whole, draft.dataset, draft.base, draft.regression)
     return replace(draft, resolved=whole, chosen=chosen, fingerprint=fingerprint)
 
 
-def _refuse_what_nothing_reads(experiment: spec.Experiment) -> None:
-    """What a file may describe and this version does not do: better said than passed over."""
-    if experiment.search is not None:
-        raise SpecError("not yet: `search` can be described, but nothing acts on it", hint="leave out `search`")
-    if experiment.model.name.startswith("openai:"):
+def _refuse_an_endpoint(model: spec.Model) -> None:
+    """What a file may describe and no run does: better said than passed over."""
+    if model.name.startswith("openai:"):
         hint = "`luthier evaluate` scores it; to tune, name a base of the Hub or a folder"
-        raise SpecError(f"`{experiment.model.name}` stands behind an endpoint, where nothing can be tuned", hint=hint)
+        raise SpecError(f"`{model.name}` stands behind an endpoint, where nothing can be tuned", hint=hint)
 
 
 def pinned(resolved: presets.Resolved, commit: str | None) -> presets.Resolved:

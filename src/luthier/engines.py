@@ -1,9 +1,9 @@
-"""Where a worker starts, and how it is stopped: here, as a child process with a group of its own.
+"""Where a run's process starts, and how it is stopped: here, as a child process with a group of its own.
 
 What a worker imports takes seconds, and so does describing a run: `early` lets both happen at once.
 
-Lives here: starting, finding again, stopping. Does not live here: what the worker does (`worker.py`), or the run's
-states, which follow from facts (`runs.py`).
+Lives here: starting, finding again, stopping; a helper process, which ends with the one it helps. Does not live here:
+what the processes do (`worker.py`, `searching.py`), or the run's states, which follow from facts (`runs.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -24,6 +24,7 @@ from luthier import hardware, ownership, redaction, runs, settings
 from luthier.errors import TrainingError
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
+_CLUSTER = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _JUDGE_TOKENS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
 
@@ -55,8 +56,9 @@ def early(home: Path) -> Iterator[Waiting | None]:
 def start(run: runs.Run, waiting: Waiting | None = None) -> runs.Run:
     """Start a worker on `run`, or find the one it has; gives the run once a worker owns it, or somebody stopped it.
 
-    The worker outlives this process: closing the terminal does not end a training. `waiting` becomes the worker where
-    it can. Raises TrainingError if the worker ends before it owns the run.
+    A search is carried by a process that does not compute itself. Either outlives this process: closing the terminal
+    does not end a training. `waiting` becomes the worker where it can. Raises TrainingError if the worker ends before
+    it owns the run.
     """
     if runs.owner(run.path):
         return runs.load(run.path)
@@ -74,26 +76,65 @@ def start(run: runs.Run, waiting: Waiting | None = None) -> runs.Run:
     return runs.load(run.path)
 
 
-def beside(command: list[str], home: Path, model: str) -> Waiting:
-    """A process for a piece of work that is no run: `python -m COMMAND`, what it says in a pipe, errors included.
+class Helper:
+    """A process for a piece of work beside runs, `python -m COMMAND`: lines go in, lines come out, errors among them.
 
     Its standard input stays open as long as this process lives: so it can tell that nobody waits for it any more.
     """
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        env=settings.environment(home) | redaction.inherited() | _tokens(model),
-    )
+
+    def __init__(self, command: Sequence[str], home: Path, model: str) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=settings.environment(home) | redaction.inherited() | tokens(model),
+        )
+        assert self._child.stdin is not None and self._child.stdout is not None
+        self._to, self._from = self._child.stdin, self._child.stdout
+
+    @property
+    def returncode(self) -> int | None:
+        """What it ended with: a code, or minus the signal that ended it; None while it lives."""
+        return self._child.poll()
+
+    def say(self, text: str) -> None:
+        """One line for it. Where it has ended this is said to nobody: `lines` tells of its end."""
+        with contextlib.suppress(BrokenPipeError):
+            if not self._to.closed:
+                self._to.write(text.encode() + b"\n")
+                self._to.flush()
+
+    def lines(self) -> Iterator[str]:
+        """What it says, line by line, until it ends."""
+        with self._from as told:
+            for line in told:
+                yield line.decode("utf-8", "replace").rstrip()
+            self._child.wait()
+
+    def leave(self) -> None:
+        """Nobody will say more: it saves what it has and ends."""
+        with contextlib.suppress(BrokenPipeError):
+            self._to.close()
+
+    def kill(self) -> None:
+        """End it, if it has not ended, and what it started."""
+        if self._child.poll() is None:
+            _kill_group(self._child.pid)
+        self._child.wait()
+        self.leave()
 
 
 def _fresh(run: runs.Run) -> Waiting:
-    """A new worker on `run`."""
+    """A new worker on `run`, or the process of a search."""
     environment = _environment(run)
+    if run.facts.get("kind") == "search":
+        command = [sys.executable, "-m", "luthier.searching", str(run.path)]
+    else:
+        command = _command(run.path, hardware.graphics_cards(environment))
     with (run.path / runs.LOG).open("ab") as log:
-        return _spawn(_command(run.path, hardware.graphics_cards(environment)), environment, log)
+        return _spawn(command, environment, log)
 
 
 def _told(waiting: Waiting, run: runs.Run) -> Waiting | None:
@@ -131,14 +172,15 @@ def _environment(run: runs.Run) -> dict[str, str]:
 
 
 def _run_tokens(run: runs.Run) -> dict[str, str]:
-    """The Hub's if the base comes from the Hub, the judge's if the answers are judged."""
-    judge = _JUDGE_TOKENS if run.facts.get("judge") else ()
-    return _tokens(run.facts["model"]) | {name: os.environ[name] for name in judge if name in os.environ}
+    """The Hub's if the base comes from the Hub, the judge's if the answers are judged, a cluster's if it is used."""
+    others = (_JUDGE_TOKENS if run.facts.get("judge") else ()) + (_CLUSTER if run.facts.get("engine") == "ray" else ())
+    models = (run.facts["model"], *run.facts.get("bases", ()))
+    return tokens(*models) | {name: os.environ[name] for name in others if name in os.environ}
 
 
-def _tokens(model: str) -> dict[str, str]:
-    """The Hub's, for a base that comes from there."""
-    local = Path(model).is_dir()
+def tokens(*models: str) -> dict[str, str]:
+    """The Hub's, where a base comes from there."""
+    local = all(Path(model).is_dir() for model in models)
     return {name: os.environ[name] for name in _HUB_TOKENS if name in os.environ and not local}
 
 

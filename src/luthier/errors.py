@@ -6,7 +6,7 @@ Every error a user can cause is a `LuthierError`; anything else that escapes is 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -50,6 +50,12 @@ class MissingExtra(LuthierError, ImportError):
 
     def __init__(self, message: str, where: str | None = None, hint: str | None = None) -> None:
         LuthierError.__init__(self, message, where, hint)
+
+
+def as_it_was(told: Mapping[str, str | None]) -> LuthierError:
+    """The error that a record tells of: its `kind`, `message`, `where`, `hint`. An unknown kind is a TrainingError."""
+    kinds = {kind.__name__: kind for kind in (SpecError, DataError, ModelError, NotFound, MissingExtra)}
+    return kinds.get(told["kind"] or "", TrainingError)(told["message"] or "", told["where"], told["hint"])
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -152,6 +152,55 @@ def memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     return total
 
 
+PAYS = 1.1
+"""How many times faster several slots in one forward must be than as many one after another. On a CPU adapters on all
+layers gave 0.95 to 1.1 (bench/slots.py): that is no reason to let a trial wait for others."""
+NEARLY = 0.95
+"""Of the best rate found: fewer slots are taken where they reach so much of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a short probe measured: `seconds` of an update of all slots by their number, none where memory ended
+    at once; the bytes of a process with its base and one slot, and those of a further slot."""
+
+    seconds: Mapping[int, float]
+    process_bytes: int
+    slot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """So many processes train side by side, each so many trials in one forward, on so many threads of a CPU. `figures`
+    are what it follows from."""
+
+    processes: int
+    slots_each: int
+    threads: int
+    figures: Mapping[str, float]
+
+
+def placement(device: Device, processors: int, at_once: int, usable_bytes: int, probe: Probe) -> Placement:
+    """How at most `at_once` trials of one base share a machine, by measured seconds.
+
+    `processors`: idle cores of a CPU, cards otherwise; `usable_bytes`: of all cores together, or of one card. Every
+    processor gets a process (on a CPU, where memory holds as many bases); slots share a forward where that pays.
+    """
+    processes = min(processors, at_once)
+    if device == "cpu":
+        processes = min(processes, max(1, usable_bytes // max(1, probe.process_bytes)))
+    each_bytes = usable_bytes // processes if device == "cpu" else usable_bytes
+    more = max(0, each_bytes - probe.process_bytes) // max(1, probe.slot_bytes)
+    most = min(at_once // processes, 1 + more)
+    rates = {slots: slots / seconds for slots, seconds in probe.seconds.items() if slots <= most} or {1: 1.0}
+    best = max(rates.values())
+    slots = min(slots for slots, rate in rates.items() if rate >= NEARLY * best) if best >= PAYS * rates[1] else 1
+    threads = processors // processes if device == "cpu" else 1
+    figures = {f"seconds_{slots}": seconds for slots, seconds in probe.seconds.items()}
+    figures |= {"process_bytes": probe.process_bytes, "slot_bytes": probe.slot_bytes, "gain": best / rates[1]}
+    return Placement(processes, slots, threads, figures)
+
+
 def _processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -237,9 +237,10 @@ def all_runs(where: Path) -> list[Run]:
     return sorted((load(record.parent) for record in folders), key=lambda run: run.created, reverse=True)
 
 
-def newest_of_name(where: Path, name: str) -> Run | None:
-    """The newest run called `name`, or None."""
-    return next((run for run in all_runs(where) if run.name == name), None)
+def newest_of_name(where: Path, name: str, kind: str | None = None) -> Run | None:
+    """The newest run called `name` of that kind (None: an ordinary one, "search": a search), or None. No trial is."""
+    named = [run for run in all_runs(where) if run.name == name and "search" not in run.facts]
+    return next((run for run in named if run.facts.get("kind") == kind), None)
 
 
 def find(where: Path, word: str) -> Run:
@@ -254,6 +255,7 @@ def find(where: Path, word: str) -> Run:
     if named:
         return named[0]
     fitting = [run for run in runs if run.id.startswith(word) or run.id.endswith(f"-{word}")] if word else []
+    fitting = [run for run in fitting if "search" not in run.facts] or fitting  # a search goes before its trials
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

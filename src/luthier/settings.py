@@ -18,6 +18,7 @@ KEYS: Mapping[str, tuple[str, type]] = {
     "threads": ("OMP_NUM_THREADS", int),
     "offline": ("HF_HUB_OFFLINE", bool),
     "hub_cache": ("HF_HUB_CACHE", str),
+    "ray_address": ("RAY_ADDRESS", str),
 }
 """Key → the environment variable it stands for, and what its value must be."""
 

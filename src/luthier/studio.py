@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier import engines, errors, presets, runs, spec
 from luthier.errors import LuthierError, NotFound, SpecError, TrainingError, here, means_a_path, near_path
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Described = spec.Experiment | str | Path
 """An experiment, or the path of its file."""
+Engine = Literal["here", "ray"]
+"""Where the processes of a search run."""
 Subject = Run | spec.Experiment | str
 """What can be evaluated: a run, a base by name, or the model of an experiment."""
 
@@ -60,9 +62,9 @@ class Studio:
         With `measure`, memory and time are those of the longest and some typical steps, run in a process of its own
         for up to 20 seconds.
         """
-        from luthier import workbench
+        from luthier import drafts, workbench
 
-        draft = experiment if isinstance(experiment, Draft) else self.draft(experiment)
+        draft = experiment if isinstance(experiment, drafts.Draft) else self.draft(experiment)
         planned = workbench.plan(draft.resolved, draft.dataset)
         return workbench.measured(draft.resolved, draft.dataset, planned) if measure else planned
 
@@ -72,9 +74,9 @@ class Studio:
         A name is a number (`17`), a range (`1-10`), a split (`test`, `test:3`), a file and line (`rows.jsonl:17`). With
         `worst` those among them (without names: among all) that are longest, lose most tokens, are trained least.
         """
-        from luthier import looking
+        from luthier import drafts, looking
 
-        draft = experiment if isinstance(experiment, Draft) else self.draft(experiment)
+        draft = experiment if isinstance(experiment, drafts.Draft) else self.draft(experiment)
         return looking.look(draft.resolved, draft.dataset, rows, worst)
 
     def lengths(self, experiment: Described, dataset: Dataset) -> tuple[LengthAdvice, spec.Training]:
@@ -101,16 +103,30 @@ class Studio:
 
         `further` k > 0: the same experiment on the same rows with its seed + k, as a run named NAME-seedK.
         """
+        described = _described(experiment)
+        if described.search is not None:
+            hint = "`luthier search FILE`; to train it once with the file's own values: `--set search=null`"
+            raise SpecError("the file describes a search, which is not one run", "search", hint)
         with engines.early(self.home) as worker:
             from luthier import drafts  # heavy: while the worker imports its own
 
-            draft = self.draft(experiment)
+            draft = self.draft(described)
             run = self._meant(drafts.reseeded(draft, further) if further else draft, new)
             done = run.state == "done" and not run.facts.get("unjudged")  # what a judge did not answer is asked again
             return run if done else engines.start(run, worker)
 
-    def _meant(self, draft: Draft, new: bool) -> Run:
-        previous = None if new else runs.newest_of_name(self.home, draft.name)
+    def again(self, trial: Run, new: bool = False) -> Run:
+        """The experiment of a run, or of a trial of a search, as a run of its own: the same rows, base and values.
+
+        As with `tune`, the newest run of that name decides, and the same is raised.
+        """
+        from luthier import drafts
+
+        run = self._meant(drafts.of_run(trial), new)
+        return run if run.state == "done" else engines.start(run)
+
+    def _meant(self, draft: Draft, new: bool, known: Mapping[str, Any] | None = None) -> Run:
+        previous = None if new else runs.newest_of_name(self.home, draft.name, (known or {}).get("kind"))
         if previous is not None and previous.fingerprint == draft.fingerprint:
             return runs.load(previous.path)
         if previous is not None and _has_work_under_way(previous):
@@ -125,23 +141,69 @@ class Studio:
         if wishes.judge is not None:
             judge.require(wishes.judge, wishes.compare_base)  # now, not after the training
         workbench.judge(draft.resolved.experiment, draft.dataset)
-        return drafts.create(draft, self.home)
+        return drafts.create(draft, self.home, known=known)
 
     def ladder(self, experiment: Described, shots: int | None = None, show: Show | None = None) -> Ladder:
         """The cheapest way to use the base that is enough; see `climbing.climb`. Raises what `tune` does."""
         from luthier import climbing
 
         draft = self.draft(experiment)
-        base = climbing.Base(draft.chosen, draft.resolved.experiment.model, draft.facts, draft.revision, draft.dataset)
+        model, known = draft.resolved.experiment.model, draft.base
+        base = climbing.Base(draft.chosen, model, known.facts, known.revision, draft.dataset)
         return climbing.climb(self.home, base, lambda each: self._meant(self.draft(each), False), shots, show)
 
+    # --- a search: a run whose work is other runs
+    def search(self, experiment: Described, new: bool = False, engine: Engine = "here") -> Run:
+        """The search that `experiment` means, with a process on it unless it is done: many trials of it on one base.
+
+        Which one follows from the name as with `tune`, among searches. Without a `search` of its own, or a `space`, the
+        method's own is taken. Its processes run on this machine, or with `engine` "ray" on a Ray cluster. Raises what
+        `tune` does, SpecError for a space that cannot be meant, and what `clusters.require` does.
+        """
+        from luthier import clusters, roster
+
+        if engine == "ray":
+            clusters.require(self.home)  # now, not in a process of its own
+        draft, known = roster.describe(_described(experiment), self.home)
+        run = self._meant(draft, new, known)
+        if run.state != "done" and runs.owner(run.path) is None:
+            runs.update(run.path, {"facts": {"engine": engine}})
+        return run if run.state == "done" else engines.start(run)
+
+    def add(self, search: Run, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Another trial for a search that is not done: parameter's path → value, everything else as the file says.
+
+        It is made by the search's process within a second, or when the search goes on. Gives the values. Raises
+        SpecError where they cannot be meant, or nobody would train them any more.
+        """
+        from luthier import roster
+
+        return roster.add(search, values)
+
+    def clone(self, trial: Run, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Another trial with the values of this one, some of them changed; see `add`."""
+        from luthier import roster
+
+        own = {path: value for path, value in trial.facts.get("values", {}).items() if path != "seed"}
+        return roster.add(self.find(roster.search_of(trial)), own | dict(values))
+
     def resume(self, run: Run) -> Run:
-        """Continue an unfinished run, or find the worker it has; a run that is done is given back as it is."""
+        """Continue an unfinished run, or find the worker it has; a run that is done is given back as it is.
+
+        Raises SpecError for a trial, which its search continues.
+        """
+        if run.state != "done" and (search := run.facts.get("search")):
+            hint = f"`luthier resume {search}` goes on with it; `luthier tune --from {run.id}` trains it alone"
+            raise SpecError(f"{run.id} is a trial, which its search carries", hint=hint)
         return run if run.state == "done" else engines.start(runs.load(run.path))
 
     def stop(self, run: Run) -> Run:
-        """Ask the run's worker to save and end; gives the run once it is at rest."""
-        return engines.stop(run)
+        """Ask the run's worker to save and end; gives the run once it is at rest. A trial ends alone, for good."""
+        if run.facts.get("search") is None:
+            return engines.stop(run)
+        from luthier import roster
+
+        return roster.stop(run)
 
     def watch(self, run: Run) -> Iterator[Event]:
         """The events of the run's present attempt, as they happen, until it is at rest."""
@@ -155,7 +217,7 @@ class Studio:
         """The run that `word` means (see `runs.find`); without a word the newest. Raises NotFound."""
         if word is not None:
             return runs.find(self.home, word)
-        if not (every := self.runs()):
+        if not (every := [run for run in self.runs() if run.facts.get("search") is None]):
             raise NotFound("there are no runs yet", where=str(self.home), hint="`luthier tune FILE` makes one")
         return every[0]
 
@@ -238,9 +300,7 @@ def failure(run: Run) -> LuthierError | None:
     """What ended a failed run, as the error it was."""
     if run.error is None:
         return None
-    kinds = {kind.__name__: kind for kind in (errors.SpecError, errors.DataError, errors.ModelError, errors.NotFound)}
-    kind = kinds.get(run.error["kind"] or "", errors.TrainingError)
-    return kind(run.error["message"] or "", run.error["where"], run.error["hint"])
+    return errors.as_it_was(run.error)
 
 
 def done(run: Run) -> Run:
@@ -312,9 +372,9 @@ def _described(experiment: Described) -> spec.Experiment:
 
 
 def _has_work_under_way(run: Run) -> bool:
-    """Whether another run in its place would leave work behind: one at work, or a checkpoint to continue from."""
+    """Whether another run in its place would leave work behind: at work, or a checkpoint or trials to go on with."""
     if run.state in ("stopped", "interrupted"):
-        return any((run.path / "checkpoints").glob("step-*"))
+        return any((run.path / "checkpoints").glob("step-*")) or any(run.path.parent.glob(f"{run.id}.[0-9]*"))
     return run.state in ("queued", "running")
 
 
@@ -327,7 +387,7 @@ def _differences(previous: Run, draft: Draft) -> str:
         told.append("`data` (the rows have changed)")
     if previous.facts.get("regression") != (draft.regression.fingerprint if draft.regression else None):
         told.append("`evaluation.regression` (its rows)")
-    if previous.facts["revision"] != draft.revision and now.model.revision is None:  # else it is named above
+    if previous.facts["revision"] != draft.base.revision and now.model.revision is None:  # else it is named above
         told.append("`model` (the base's files have changed)")
     return ", ".join(told)
 

@@ -57,13 +57,13 @@ class Bench:
     cut: int
 
 
-def of_run(run: Run, shard: Callable[[Any], None] | None = None) -> Bench:
+def of_run(run: Run, shard: Callable[[Any], None] | None = None, loaded: Base | None = None) -> Bench:
     """The bench of a run, from its folder and the data set it names. Raises ModelError if its base has changed.
 
-    `shard` lays the base over the run's processes, where it needs to be.
+    `shard` lays the base over the run's processes, where it needs to be; `loaded`: the base, where it is here already.
     """
     experiment, dataset = experiment_of(run), dataset_of(run)
-    loaded = base.load(experiment.model, experiment.method, dataset.labels, shard=shard)
+    loaded = loaded or base.load(experiment.model, experiment.method, dataset.labels, shard=shard)
     _same_base(run, loaded)
     return _laid(experiment, dataset, loaded)
 

@@ -1,7 +1,8 @@
 """Take one run and carry it: data → base → train → evaluate → verdict. `python -m luthier.worker [RUN_DIR]`.
 
-Lives here: the order of a run's work, and the process that does it. Does not live here: the parts (`workbench.py`), the
-work itself (`data`, `models`, `train`, `evaluation`), starting this process (`engines.py`).
+Lives here: the order of a run's work, and the process that does it. Does not live here: the parts (`workbench.py`),
+what is written of it (`logbook.py`), the work itself (`data`, `models`, `train`, `evaluation`), starting this process
+(`engines.py`).
 
 A run may be ended at any moment and carried again: each step finds what an earlier attempt has finished.
 """
@@ -10,38 +11,28 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from luthier import disk, hardware, ownership, redaction, runs
-from luthier.disk import write_json
+from luthier import hardware, logbook, ownership, runs
 from luthier.errors import LuthierError, TrainingError
-from luthier.runs import Evaluated, Event, Finished, Noted, Run, Started
+from luthier.logbook import Stopped, note
+from luthier.runs import Finished, Run
 
 if TYPE_CHECKING:
     from luthier.assessment import Exam
     from luthier.evaluation.predictions import Answerer
     from luthier.models.methods import Tuned
-    from luthier.spec import Training
     from luthier.train.ranks import Ranks
     from luthier.workbench import Bench
 
 Stop = Callable[[], bool]
-ENVIRONMENT = "environment.json"
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
-
-
-class Stopped(Exception):
-    """Somebody asked the run to end, and all that is finished stands on disk."""
 
 
 def main() -> int:
@@ -76,11 +67,12 @@ def wait_for_a_run() -> Path | None:
     return Path(told["run"])
 
 
-def work(path: Path, stop: Stop) -> int:
-    """Own the run in folder `path`, carry it, write how it ended. A wish in the folder stops it as a signal does."""
+def work(path: Path, stop: Stop, do: Callable[[Run, Stop], Finished] | None = None) -> int:
+    """Own the run in folder `path`, carry it (or `do` its work), write how it ended. A wish in the folder stops it as a
+    signal does."""
     try:
         with runs.owned(path):
-            return _to_the_end(runs.load(path), lambda: stop() or ownership.stop_asked(path))
+            return _to_the_end(runs.load(path), lambda: stop() or ownership.stop_asked(path), do or carry)
     except (LuthierError, OSError) as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 1
@@ -107,53 +99,22 @@ def assist(path: Path, stop: Stop) -> int:
     return 0
 
 
-def _to_the_end(run: Run, stop: Stop) -> int:
-    """Every way a run can end, in its folder: first the event, then the state that follows from it."""
-    error: dict[str, str | None] | None = None
+def _to_the_end(run: Run, stop: Stop, do: Callable[[Run, Stop], Finished]) -> int:
+    """Every way a run can end, in its folder."""
     try:
-        end = carry(run, stop)
-        if end.state == "failed":
-            error = {"kind": "TrainingError", "message": end.reason, "where": str(run.path), "hint": None}
-    except Stopped:
-        end = _finished(run, "stopped", "asked to stop; the same command continues")
-    except LuthierError as problem:
-        error = {"kind": type(problem).__name__, "message": problem.message}
-        error |= {"where": problem.where, "hint": problem.hint}
-        end = _finished(run, "failed", problem.message)
-    except Exception as defect:
-        print(redaction.strike(traceback.format_exc()), file=sys.stderr, flush=True)
-        error = _unforeseen(run, defect)
-        end = _finished(run, "failed", error["message"] or "")
-    runs.append(run.path, replace(end, time=time.time()))
-    ownership.withdraw_stop(run.path)
-    runs.update(run.path, {"state": end.state, "finished": time.time(), "error": error})
+        end = do(run, stop)
+        error = logbook.failure(run, end)
+    except Exception as problem:
+        end, error = logbook.ended(run, problem)
+    logbook.close(run, end, error)
     return 0 if end.state in ("done", "stopped") else 1
-
-
-def _unforeseen(run: Run, defect: Exception) -> dict[str, str | None]:
-    """Not an error we word: either the machine is too small, or we have a defect."""
-    words = redaction.strike(f"{type(defect).__name__}: {defect}".splitlines()[0])
-    log = str(run.path / runs.LOG)
-    if isinstance(defect, MemoryError) or "OutOfMemory" in type(defect).__name__ or "can't allocate memory" in words:
-        hint = "a smaller `training.max_seq_length` or `training.batch_size`, `gradient_checkpointing: true`, or qlora"
-        return {"kind": "TrainingError", "message": f"not enough memory: {words}", "where": log, "hint": hint}
-    if isinstance(defect, OSError) and defect.errno in disk.REFUSALS:
-        hint = "make room, or look at the disk, and run the same command again: what is finished stands"
-        return {"kind": "TrainingError", "message": f"the disk refuses: {words}", "where": str(run.path), "hint": hint}
-    hint = "this is a defect of luthier, not of your input: please report it with this file"
-    return {"kind": "TrainingError", "message": words, "where": log, "hint": hint}
-
-
-def _finished(run: Run, state: runs.State, reason: str) -> Finished:
-    told = runs.read_events(run.path)
-    return Finished(run.id, told[-1].step if told else 0, time.time(), state, reason)
 
 
 def carry(run: Run, stop: Stop) -> Finished:
     """All of a run's work. Raises LuthierError where it cannot go on, Stopped where it was asked to end."""
     if "WORLD_SIZE" not in os.environ and ownership.stop_asked(run.path):  # while this process was starting
         raise Stopped
-    _note(run, "progress", "loading the base")
+    note(run, "progress", "loading the base")
     neighbours = hardware.Neighbours()  # who else computes here shows while the imports run
     from luthier import workbench  # heavy from here on: the run is owned already
     from luthier.models import adapters
@@ -161,7 +122,7 @@ def carry(run: Run, stop: Stop) -> Finished:
 
     with joined() as crew:  # of several processes one may leave only from here on, where the others see it go
         ranks = crew.sharing_layers() if workbench.must_shard(run) else crew
-        _choose(run, neighbours, ranks.count)
+        logbook.choose(run, logbook.threads(run, neighbours), ranks.count)
         bench, tuned, exam = _lay_out(run, ranks)
         _go_on(stop)
         before = None if ranks.sharded else _ask_base(run, bench, tuned, exam, stop)
@@ -180,7 +141,7 @@ def carry(run: Run, stop: Stop) -> Finished:
 def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
     """The base with its slot, the rows, what will be asked; with a word on what the rows promise."""
     from luthier import assessment, checks, workbench
-    from luthier.data import gate, rows
+    from luthier.data import rows
     from luthier.models import methods
 
     bench = workbench.of_run(run, ranks.shard if ranks.sharded else None)
@@ -189,20 +150,11 @@ def _lay_out(run: Run, ranks: Ranks) -> tuple[Bench, Tuned, Exam]:
         experiment, bench.dataset, bench.base.tokenizer, bench.rules, longest, run.facts.get("drawn_by")
     )
     exam = checks.with_checks(exam, run, experiment, bench.base)
-    findings = (*bench.findings, *assessment.findings_of(exam, experiment, bench.base))
-    accepted = [finding for finding in findings if gate.is_accepted(finding, experiment.data.accept)]
-    for finding in findings:
-        said = " (accepted: data.accept)" if finding in accepted else ""
-        _note(run, finding.code, finding.message + said, finding.rows)
-    for remark in bench.remarks:
-        _note(run, "data", remark)
-    gate.refuse(findings, experiment.data.accept)
+    accepted = logbook.heed(run, bench, (*bench.findings, *assessment.findings_of(exam, experiment, bench.base)))
     tuned = methods.attach(bench.base, [experiment.method], [experiment.seed])
     if tuned.note:
-        _note(run, "layout", tuned.note)
-    runs.update(run.path, {"facts": {"longest_answer": longest, "accepted": sorted({f.code for f in accepted})}})
-    notes = (*exam.notes, *(f"accepted by a person: {gate.words(finding)}" for finding in accepted))
-    return bench, tuned, replace(exam, notes=(*notes, *assessment.rounding(tuned.base)))
+        note(run, "layout", tuned.note)
+    return bench, tuned, replace(exam, notes=(*exam.notes, *accepted, *assessment.rounding(tuned.base)))
 
 
 def _ask_base(run: Run, bench: Bench, tuned: Tuned, exam: Exam, stop: Stop) -> tuple[Answerer, str] | None:
@@ -246,7 +198,7 @@ def _heard(run: Run, doing: str, total: int, stop: Stop) -> Callable[[int], None
         answered += count
         if time.monotonic() - told >= 1:
             told = time.monotonic()
-            _note(run, "progress", f"{doing}: {answered:,} of {total:,} answers")
+            note(run, "progress", f"{doing}: {answered:,} of {total:,} answers")
         _go_on(stop)
 
     return heard
@@ -254,108 +206,27 @@ def _heard(run: Run, doing: str, total: int, stop: Stop) -> Callable[[int], None
 
 def _train(run: Run, bench: Bench, tuned: Tuned, stop: Stop, ranks: Ranks) -> Finished:
     """Hand the loop its job; its events go into the folder, but for the end, which comes after the verdict."""
-    from luthier.evaluation import curves
-    from luthier.train.loop import Job, train
+    from luthier.train.loop import Job, Wishes, train
 
-    training, budget, tuned.turn.product = ranks.by_lead(lambda: _fitted(run, bench, tuned))
+    training, budget, tuned.turn.product = ranks.by_lead(lambda: logbook.fitted(run, bench, tuned))
     job = Job(run.id, training, bench.experiment.seed, bench.train, bench.validation, run.path / "checkpoints")
-    told: list[Event] = []
-    warned = False
+    diary = logbook.Diary(run)
 
     def halved(tokens: int) -> None:
         if ranks.leads:
-            _keep_choice(run, "budget", tokens)
+            logbook.keep_choices(run, budget=tokens)
 
-    for event in train(tuned, [job], stop, budget, halved, ranks):
+    for event in train(tuned, [job], Wishes(stop), budget, halved, ranks):
         if isinstance(event, Finished):
             return event
-        if not ranks.leads:
-            continue
-        runs.append(run.path, event)
-        told = runs.read_events(run.path) if isinstance(event, Started) else told  # without what is now done again
-        told.append(event)
-        if isinstance(event, Evaluated) and not warned:
-            said = curves.overfitting(curves.from_events(told))
-            if said:
-                _note(run, "overfitting", said, step=event.step)
-                warned = True
+        if ranks.leads:
+            diary.hear(event)
     raise TrainingError("training ended without saying how", where=str(run.path))
-
-
-def _fitted(run: Run, bench: Bench, tuned: Tuned) -> tuple[Training, int, str]:
-    """How the run fits into memory, the budget of a micro-batch, and what multiplies: decided by the owner, for all."""
-    from luthier import workbench
-    from luthier.models import lora
-
-    fit, asked = workbench.fit(bench), bench.experiment.training.gradient_checkpointing
-    if fit.training.gradient_checkpointing and asked is None:
-        _note(run, "memory", "activations are recomputed: they would not fit into memory (`gradient_checkpointing`)")
-    budget = int(_choices(run).get("budget") or fit.budget)
-    _keep_choice(run, "budget", budget)
-    product = _choices(run).get("product") or lora.measure_product(tuned.multiplied(), rows=1024)
-    _keep_choice(run, "product", product)
-    return fit.training, budget, product
-
-
-def _note(run: Run, kind: str, message: str, rows: tuple[str, ...] = (), step: int = 0) -> None:
-    runs.append(run.path, Noted(run.id, step, time.time(), kind, message, rows))
 
 
 def _go_on(stop: Stop) -> None:
     if stop():
         raise Stopped
-
-
-def _choose(run: Run, neighbours: hardware.Neighbours, processes: int) -> None:
-    """What is measured and decided once a run, and kept by every later attempt: equal choices give equal bits.
-
-    Written to environment.json under `choices`: `threads`, here; `budget`, the stored tokens of a micro-batch, by
-    `_train`. OMP_NUM_THREADS (`threads` in luthier.toml) is somebody's wish and wins.
-    """
-    import torch
-
-    kept = _choices(run)
-    said = "OMP_NUM_THREADS" in os.environ
-    threads = neighbours.threads() if said or "threads" not in kept else int(kept["threads"])
-    torch.set_num_threads(threads)
-    write_json(
-        run.path / ENVIRONMENT, _environment() | {"processes": processes, "choices": kept | {"threads": threads}}
-    )
-
-
-def _choices(run: Run) -> dict[str, Any]:
-    """What earlier attempts chose; nothing in a new run."""
-    try:
-        return dict(json.loads((run.path / ENVIRONMENT).read_text(encoding="utf-8")).get("choices", {}))
-    except FileNotFoundError:
-        return {}
-
-
-def _keep_choice(run: Run, name: str, value: Any) -> None:
-    written = json.loads((run.path / ENVIRONMENT).read_text(encoding="utf-8"))
-    write_json(run.path / ENVIRONMENT, written | {"choices": written["choices"] | {name: value}})
-
-
-def _environment() -> dict[str, Any]:
-    """What the figures of this run were made with."""
-    import torch
-
-    from luthier import __version__
-
-    machine = hardware.machine()
-    return {
-        "luthier": __version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "device": machine.device,
-        "devices": machine.count,
-        "name": machine.name,
-        "cores": machine.cores,
-        "threads": torch.get_num_threads(),
-        "memory_bytes": machine.memory_bytes,
-        "dtype": machine.dtype,
-    }
 
 
 if __name__ == "__main__":

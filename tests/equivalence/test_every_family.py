@@ -16,7 +16,7 @@ from luthier.data.examples import Encoded
 from luthier.models import base as bases
 from luthier.models.methods import Method, Tuned, attach
 from luthier.runs import Finished, Stepped
-from luthier.train.loop import Job, train
+from luthier.train.loop import Job, Wishes, train
 from tests.equivalence.workbench import (
     LABELS,
     LORA,
@@ -172,7 +172,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(kind: str, name: str, tmp_path
     def carried(tuned: Tuned, folder: Path, calls: int) -> list:
         patience = iter(range(calls))
         job = Job("run", training, 0, examples, examples[:2], folder)
-        return list(train(tuned, [job], lambda: next(patience, None) is None, 60))
+        return list(train(tuned, [job], Wishes(lambda: next(patience, None) is None), 60))
 
     whole, tuned = fresh(), fresh()
     expected = carried(whole, tmp_path / "whole", 10_000)

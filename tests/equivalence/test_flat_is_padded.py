@@ -8,7 +8,7 @@ import torch
 
 from luthier import spec
 from luthier.models.slots import PEFT_PREFIX
-from luthier.train.loop import lay_out
+from luthier.train.shares import lay_out
 from tests.equivalence.workbench import (
     LORA,
     PROMPT,

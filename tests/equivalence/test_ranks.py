@@ -19,7 +19,7 @@ from luthier.models.forward import Batch
 from luthier.models.methods import Method, Tuned, attach
 from luthier.runs import Evaluated, Event, Finished, Saved, Stepped
 from luthier.train import loop
-from luthier.train.loop import Job, train
+from luthier.train.loop import Job, Wishes, train
 from luthier.train.ranks import Ranks
 from tests.equivalence.workbench import LORA, PROMPT, Tiny, assert_close, load, rows
 from tests.tiny import family
@@ -51,7 +51,7 @@ def _run(
     stop: Callable[[], bool] = lambda: False,
     budget: int = 60,
 ) -> Told:
-    events = list(train(tuned, jobs, stop, budget, ranks=ranks))
+    events = list(train(tuned, jobs, Wishes(stop), budget, ranks=ranks))
     return events, [torch.cat([flat.values for flat in slot.flats]).clone() for slot in tuned.slots]
 
 

@@ -12,7 +12,7 @@ from luthier import spec
 from luthier.models import base as bases
 from luthier.models.methods import Method, Tuned, attach
 from luthier.runs import Event, Finished, Stepped
-from luthier.train.loop import Job, train
+from luthier.train.loop import Job, Wishes, train
 from tests.equivalence.workbench import LABELS, LORA, PROMPT, Tiny, assert_close, load, rows
 from tests.tiny import family
 
@@ -104,7 +104,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny: Tiny, tmp_path: Path, ki
     parts: list[Event] = []
     for calls in (1, 2, 2, 10_000):
         tuned, patience = fresh(), iter(range(calls))
-        parts += train(tuned, [_job(tmp_path / "parts", training, kind)], lambda p=patience: next(p, None) is None, 60)
+        stop = Wishes(lambda p=patience: next(p, None) is None)
+        parts += train(tuned, [_job(tmp_path / "parts", training, kind)], stop, 60)
     assert [e.state for e in parts if isinstance(e, Finished)] == ["stopped"] * 3 + ["done"]
     assert _losses(parts, "parts") == _losses(expected, "whole")
     assert torch.equal(_weights(tuned), _weights(whole))

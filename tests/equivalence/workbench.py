@@ -17,7 +17,7 @@ from luthier.data.examples import Encoded
 from luthier.models import base as bases
 from luthier.models.base import Base
 from luthier.models.methods import Method, Tuned, attach
-from luthier.train.loop import lay_out
+from luthier.train.shares import lay_out
 
 Tiny = Callable[..., Path]
 LORA = spec.Lora(rank=4, alpha=8, dropout=0.0, target_modules=("all-linear",))

@@ -42,7 +42,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
     training: Training, tmp_path: Path, part: str, change: str
 ) -> None:
     """Whole by its manifest, and yet of another run."""
-    lane = loop._lane(training.tuned.slots[0], training.job(tmp_path))
+    lane = loop.lane_of(training.tuned.slots[0], training.job(tmp_path))
     state = {"weights": lane.slot.tensors(), "optimizer": lane.optimizer.state()}
     name = next(name for name, tensor in state[part].items() if tensor.dim() == 2)
     before = {key: tensor.clone() for key, tensor in state["weights"].items()}
@@ -74,7 +74,7 @@ def poisoned_gradient(at: set[int], value: float) -> Trap:
 
 def poisoned_loss(at: set[int]) -> Trap:
     def lay() -> None:
-        plain, calls = loop._update, 0
+        plain, calls = loop.update, 0
 
         def update(lane: loop.Lane, seconds: float) -> Any:
             nonlocal calls
@@ -83,7 +83,7 @@ def poisoned_loss(at: set[int]) -> Trap:
                 lane.loss = math.nan
             return plain(lane, seconds)
 
-        loop._update = update
+        loop.update = update
 
     return lay
 
@@ -121,7 +121,7 @@ def test_a_number_that_is_not_finite_touches_nothing_and_is_named(training: Trai
 
 def test_three_in_a_row_end_the_run_also_across_a_death(training: Training) -> None:
     room = training.fresh()
-    deadly = at_call("luthier.train.loop:_update", 4, die)
+    deadly = at_call("luthier.train.loop:update", 4, die)
     assert training.carry(room, POISONS["loss"]({2, 3}), deadly, max_steps=6) < 0
     assert training.carry(room, POISONS["loss"]({1}), max_steps=6) == 0
     ended = runs.read_events(room)[-1]

@@ -33,7 +33,7 @@ from tests.faults.victims import (
 PHASES: dict[str, tuple[str, int, tuple[int, bool] | None]] = {
     "start-up": ("luthier.workbench:of_run", 1, None),
     "step": ("luthier.train.optimizer:SlotOptimizer.step", 4, (4, True)),
-    "evaluation": ("luthier.train.loop:validation_loss", 1, (5, False)),
+    "evaluation": ("luthier.train.loop:validation_losses", 1, (5, False)),
     "save": ("luthier.train.checkpoint:save_file", 3, (5, True)),
     "final": ("luthier.models.adapters:save", 1, (10, True)),
     "answers": ("luthier.evaluation.predictions:collect", 1, (10, True)),
@@ -75,7 +75,7 @@ def test_a_second_signal_during_the_save_changes_nothing(ward: Ward, expected: d
 def test_an_evaluation_that_was_told_but_not_saved_is_told_once(ward: Ward, expected: dict[str, Any]) -> None:
     """Stopped before an evaluation, killed after it and before its save: the next makes it once more."""
     run = ward.run()
-    assert ward.carry(run, at_call("luthier.train.loop:validation_loss", 1, be_asked_to_stop)) == 0
+    assert ward.carry(run, at_call("luthier.train.loop:validation_losses", 1, be_asked_to_stop)) == 0
     assert ward.carry(run, at_call("luthier.train.checkpoint:save_file", 1, die)) < 0
     assert ward.carry(run) == 0
     assert bits(run) == expected
@@ -85,7 +85,7 @@ def test_a_signal_between_two_micro_batches_forgets_the_half_done_update(trainin
     """Each example is a micro-batch, four an update; the signal comes in the first of the third update."""
     wishes = {"batch_size": 4, "save_every": 9, "max_steps": 3, "budget": 1}
     whole, room = training.reference(**wishes), training.fresh()
-    assert training.carry(room, at_call("luthier.train.loop:_losses_by_slot", 9, be_asked_to_stop), **wishes) == 0
+    assert training.carry(room, at_call("luthier.train.loop:_weighted", 10, be_asked_to_stop), **wishes) == 0
     found, _ = checkpoint.newest(room / "checkpoints")
     assert found is not None and found.progress.step == 2
     ended = runs.read_events(room)[-1]
@@ -99,7 +99,7 @@ def samples_to(path: Path) -> Trap:
     """Write down which examples each update is made of, before it is made."""
 
     def lay() -> None:
-        plain = loop._examples
+        plain = loop.drawn
 
         def told(lane: loop.Lane) -> Any:
             rows = plain(lane)
@@ -107,7 +107,7 @@ def samples_to(path: Path) -> Trap:
                 file.write(json.dumps([lane.progress.step, [row.example_id for row in rows]]) + "\n")
             return rows
 
-        loop._examples = told
+        loop.drawn = told
 
     return lay
 

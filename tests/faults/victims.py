@@ -177,7 +177,7 @@ class Training:
         """A room of a training that was asked to stop in the evaluation after its first update: it will be made up for,
         and the checkpoint written again."""
         room = self._room("stopped")
-        assert self.carry(room, at_call("luthier.train.loop:validation_loss", 1, asked)) == 0
+        assert self.carry(room, at_call("luthier.train.loop:validation_losses", 1, asked)) == 0
         return room
 
     def _room(self, name: str) -> Path:
@@ -258,7 +258,7 @@ def at_file_operation(folder: Path, number: int | None, told: Path | None = None
 
 
 def at_call(target: str, number: int, act: Callable[[], None], again: Sequence[int] = ()) -> Trap:
-    """Act before the `number`-th call of `target` ("luthier.train.loop:_update"), and before the calls of `again`."""
+    """Act before the `number`-th call of `target` ("luthier.train.loop:update"), and before the calls of `again`."""
 
     def lay() -> None:
         module, name = target.split(":")

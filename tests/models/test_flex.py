@@ -16,7 +16,7 @@ from luthier.models import base as bases
 from luthier.models.flex import Intervals
 from luthier.models.forward import Batch
 from luthier.models.methods import Tuned
-from luthier.train.loop import lay_out
+from luthier.train.shares import lay_out
 from tests.equivalence.workbench import LABELS, LORA, Tiny, assert_close, rows, share, tune
 from tests.tiny import family
 

@@ -17,8 +17,9 @@ from luthier.models import base as bases
 from luthier.models.methods import Tuned, attach
 from luthier.runs import Evaluated, Event, Finished, Noted, Saved, Started, Stepped
 from luthier.train import checkpoint, loop
-from luthier.train.loop import Job, step_share, train, validation_loss
+from luthier.train.loop import Job, Wishes, train, validation_losses
 from luthier.train.optimizer import learning_rate_at
+from luthier.train.shares import step_share
 from tests.equivalence.workbench import LABELS, LORA, Tiny, load, rows, share
 from tests.tiny import family
 
@@ -91,18 +92,19 @@ def test_patience_stops_and_the_best_weights_are_kept(tiny: Tiny, tmp_path: Path
     best = min(evaluated, key=lambda event: event.scores["loss"])
     assert len(_of(events, Stepped)) < 20 and "stopped early" in events[-1].reason
     assert evaluated[-1].step == best.step + 2 and best.best
-    assert validation_loss(tuned, tuned.slots[0], examples[:3]) == pytest.approx(best.scores["loss"], abs=1e-5)
+    (kept_loss,) = validation_losses(tuned, tuned.slots, examples[:3])
+    assert kept_loss == pytest.approx(best.scores["loss"], abs=1e-5)
     kept = sorted(path.name for path in tmp_path.glob("step-*"))
     assert {f"step-{best.step:08d}", f"step-{evaluated[-1].step:08d}"} <= set(kept) and len(kept) <= 3
 
 
 def test_many_validation_rows_are_asked_some_at_a_time(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned, examples = attach(load(tiny, "tiny_llama"), [LORA], [0]), rows("causal")
-    whole, laid = validation_loss(tuned, tuned.slots[0], examples), []
+    whole, laid = validation_losses(tuned, tuned.slots, examples), []
     lay_out = type(tuned).lay_out
     monkeypatch.setattr(loop, "TOGETHER", 2)
     monkeypatch.setattr(loop, "lay_out", lambda *given: laid.append(len(given[1][0].examples)) or lay_out(*given))
-    assert validation_loss(tuned, tuned.slots[0], examples) == pytest.approx(whole, rel=1e-6)
+    assert validation_losses(tuned, tuned.slots, examples) == pytest.approx(whole, rel=1e-6)
     assert max(laid) == 2 and sum(laid) == len(examples)
 
 
@@ -201,7 +203,7 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(
     from luthier.train import loop
 
     losses = iter([math.nan, 2.0, 3.0, 1.0])
-    monkeypatch.setattr(loop, "validation_loss", lambda *_, **__: next(losses))
+    monkeypatch.setattr(loop, "validation_losses", lambda *_, **__: [next(losses)])
     training = _with(evaluate_every=1, max_steps=4)
     evaluated = _of(_events(attach(load(tiny, "tiny_llama"), [LORA], [0]), tmp_path, training), Evaluated)
     assert [event.best for event in evaluated] == [False, True, False, True]
@@ -214,7 +216,7 @@ def test_a_stop_during_validation_is_heard_and_the_evaluation_made_up_for(tiny: 
     def carried(folder: Path, calls: int) -> list[Event]:
         tuned, asked = attach(load(tiny, "tiny_llama"), [LORA], [0]), iter(range(calls))
         job = Job("run", training, 0, examples, examples, folder)
-        return list(train(tuned, [job], lambda: next(asked, None) is None, budget=30))
+        return list(train(tuned, [job], Wishes(lambda: next(asked, None) is None), budget=30))
 
     whole = carried(tmp_path / "whole", 10_000)
     for calls in range(1, 12):

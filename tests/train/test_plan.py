@@ -14,7 +14,7 @@ from luthier.models import base as bases
 from luthier.models import facts
 from luthier.models.methods import Tuned, attach
 from luthier.train import cost, plan
-from luthier.train.loop import longest_batch
+from luthier.train.shares import longest_batch
 from tests.equivalence.workbench import LABELS, rows
 
 Tiny = Callable[..., Path]

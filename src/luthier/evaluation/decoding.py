@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.data.batches import FlatBatch, Share, common_prefix
+from luthier.data.batches import Share, common_prefix, flat_batches
 from luthier.data.examples import Encoded
 from luthier.data.ordering import sort_key
 from luthier.models.growing import Growing, Trunk
@@ -189,8 +189,7 @@ class _Flat:
         for slot, group in groupby(numbered, key=lambda pair: pair[1].slot):
             asked = [_question(str(place), row.prompt) for place, row in group]
             shares.append(Share(slot, asked, 1.0, self.tuned.virtual_tokens(slot)))
-        (batch,) = self.tuned.lay_out(shares, budget=1 << 62)
-        assert isinstance(batch, FlatBatch)
+        (batch,) = flat_batches(shares, budget=1 << 62)
         entry_B = np.empty(len(self.rows), np.int64)
         for name, (entry,) in zip(batch.example_ids, batch.entries, strict=True):
             entry_B[int(name)] = entry

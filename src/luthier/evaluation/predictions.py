@@ -93,24 +93,26 @@ def side(rows: Sequence[Row], name: str) -> list[Prediction]:
     return [row.sides[name] for row in rows]
 
 
-def _row(question: Question, answers: Mapping[str, Answer], metrics: Sequence[Metric], kept: Collection[str]) -> Row:
+def given(question: Question, answer: Answer, kept: Collection[str] = ()) -> Prediction:
+    """An answer with the row it was given to, as metrics read it; columns that repeat what is shown only if `kept`."""
     shown = (question.prompt, *question.references)  # cells may be lists, which no set can hold
     columns = {name: cell for name, cell in question.example.columns.items() if name in kept or cell not in shown}
-    sides = {
-        name: Prediction(
-            question.example.id,
-            question.example.where,
-            question.prompt,
-            question.references,
-            answer.text,
-            answer.stopped,
-            answer.probabilities,
-            answer.nll,
-            answer.tokens,
-            columns,
-        )
-        for name, answer in answers.items()
-    }
+    return Prediction(
+        question.example.id,
+        question.example.where,
+        question.prompt,
+        question.references,
+        answer.text,
+        answer.stopped,
+        answer.probabilities,
+        answer.nll,
+        answer.tokens,
+        columns,
+    )
+
+
+def _row(question: Question, answers: Mapping[str, Answer], metrics: Sequence[Metric], kept: Collection[str]) -> Row:
+    sides = {name: given(question, answer, kept) for name, answer in answers.items()}
     values = {name: {metric.name: metric.row(prediction) for metric in metrics} for name, prediction in sides.items()}
     return Row(sides, values)
 

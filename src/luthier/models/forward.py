@@ -27,12 +27,14 @@ from transformers.utils import ModelOutput
 from luthier.data.batches import FlatBatch, PaddedBatch
 from luthier.data.examples import Encoded
 from luthier.models import flex
-from luthier.models.attention import Layout, Outline, attend, layout
+from luthier.models.attention import Outline, attend, layout
 from luthier.models.growing import Growing
 from luthier.models.loss import Entries, entry_nll, supervised_nll
+from luthier.models.lower import Halves, Lower, Seen, as_row, copies, differs
 from luthier.models.prompt import embed_with_prompts
 
 Batch = FlatBatch | PaddedBatch
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative to the largest number
 CANNOT = (TypeError, AttributeError, KeyError, IndexError, RuntimeError, ValueError)  # what a foreign class may raise
 ATTENTION = (
     "luthier"  # the name under which transformers finds our attention; it builds no mask for a name it has no mask for
@@ -52,18 +54,43 @@ def _attention(
         return Outline.apply(query[0], key[0], value[0], said["layout"])[None], None
     scaling, dropout = said.get("scaling"), said.get("dropout", 0.0)
     window, softcap = said.get("sliding_window"), said.get("softcap")
-    query, key, value = query.squeeze(0), key.squeeze(0), value.squeeze(0)  # [0] has a gradient of zeros to fill
-    where = said["layout"]
+    sequences = len(query)  # several: of slots that share the layers below (`lower.py`)
+    where: Any = said["layout"]
+    query, key, value = as_row(query), as_row(key), as_row(value)
     if isinstance(where, Growing):
         if where.started:
             return where.attend(query, key, value, scaling, window, softcap)[None], None
-        where.take(key, value)
+        again = where.prompts.copies if isinstance(where.prompts, Halves) and sequences == 1 else 1
+        where.take(_times(key, again), _times(value, again))  # later tokens see them slot by slot
         where = where.prompts
+    if isinstance(where, Halves):
+        where = where.of(sequences)
     attending = flex.attend if isinstance(where, flex.Intervals) else attend
-    return attending(query, key, value, where, scaling, dropout, window, softcap)[None], None
+    out_THd = attending(query, key, value, where, scaling, dropout, window, softcap)
+    return out_THd.unflatten(0, (sequences, -1)), None
+
+
+def _times(x_GTd: Tensor, count: int) -> Tensor:
+    return x_GTd.repeat(1, count, 1) if count > 1 else x_GTd
 
 
 AttentionInterface.register(ATTENTION, _attention)
+
+
+def _repeat(
+    layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before a layer, also when it is computed again for the backward pass: rows once a slot, where that begins.
+
+    All it needs is in the call, so that other calls of the model (`generate`) are as they were.
+    """
+    where: Any = named.get("layout")
+    where = where.prompts if isinstance(where, Growing) else where
+    if not isinstance(where, Halves):
+        return None
+    if given:
+        return (where.before(layer, given[0]), *given[1:]), named
+    return given, named | {"hidden_states": where.before(layer, named["hidden_states"])}
 
 
 @dataclass
@@ -156,7 +183,7 @@ class AskedRows:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.rows_U: Tensor | None = None
-        self.length = 0
+        self.shape = torch.Size((1, 0))
         layers = [module for module in model.base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
         feed_forward = dict(layers[-1].named_children()).get("mlp") if layers else None
         if feed_forward is not None and _is_plain(feed_forward):
@@ -166,15 +193,15 @@ class AskedRows:
     def _choose(self, _: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self.rows_U is None:
             return None
-        (hidden_1TD,) = given
-        self.length = hidden_1TD.shape[1]
-        return (hidden_1TD.index_select(1, self.rows_U),)
+        (hidden_NtD,) = given
+        self.shape = hidden_NtD.shape[:2]
+        return (hidden_NtD.flatten(0, 1).index_select(0, self.rows_U)[None],)
 
     def _spread(self, _: nn.Module, __: tuple[Tensor, ...], said_1UD: Tensor) -> Tensor | None:
         if self.rows_U is None:
             return None
-        width = said_1UD.shape[-1]
-        return said_1UD.new_zeros(1, self.length, width).index_copy(1, self.rows_U, said_1UD)
+        empty_TD = said_1UD.new_zeros(self.shape.numel(), said_1UD.shape[-1])
+        return empty_TD.index_copy(0, self.rows_U, said_1UD[0]).unflatten(0, self.shape)
 
 
 def _is_plain(part: nn.Module) -> bool:
@@ -198,6 +225,10 @@ class Forward:
         self.fused = model.device.type == "cuda"  # one kernel for the whole row (`flex.py`), or one call a segment
         self.mean_pooling = model.config.to_dict().get("classifier_pooling") == "mean"
         self.asked = AskedRows(model)
+        self.lower = Lower(model.base_model)
+        for layer in self.lower.layers:
+            layer.register_forward_pre_hook(_repeat, with_kwargs=True)
+        self._shares: dict[int, bool] = {}  # by the first layer that is not: whether this model lets slots share
         self.numbered = "position_ids" in inspect.signature(model.base_model.forward).parameters  # else: relative
 
     def nll(
@@ -245,33 +276,71 @@ class Forward:
         """
         if self.family == "seq2seq":
             return self._answers(batch, prompts)
-        if isinstance(batch, FlatBatch):
-            call = self._flat_call(batch, prompts, growing)
-        else:
-            call = self._padded_call(batch, prompts)
+        if isinstance(batch, PaddedBatch):
+            return self._rows(self._padded_call(batch, prompts))
+        first = self._first(batch, prompts) if growing is None or not growing.started else 0
+        return self._rows(self._flat_call(batch, prompts, growing, first))
+
+    def _rows(self, call: dict[str, Any]) -> Tensor:
         if self.family == "causal":
             call["use_cache"] = False
         return self.model.base_model(**call).last_hidden_state.flatten(0, 1)
+
+    def _first(self, batch: FlatBatch, prompts: Mapping[int, Tensor]) -> int:
+        """The first layer that the slots of a batch do not share; 0 where they share none, or the model cannot.
+
+        Whether it can shows once, in what it computes.
+        """
+        slots = {slot for slot, _, _ in batch.ranges}
+        if self.model.device.type == "meta" or not slots.isdisjoint(prompts) or copies(batch) == 1:
+            return 0
+        lowest = self.lower.lowest()
+        first = min((lowest[slot] for slot in slots if slot in lowest), default=0)
+        if first and first not in self._shares:
+            self._shares[first] = self._proven(batch, prompts, first)
+        return first if first and self._shares[first] else 0
+
+    @torch.no_grad()
+    def _proven(self, batch: FlatBatch, prompts: Mapping[int, Tensor], first: int) -> bool:
+        """Whether the layers below `first`, computed once, give what they give slot by slot."""
+        plain_TD = self._rows(self._flat_call(batch, prompts, None, 0))
+        try:
+            shared_TD = self._rows(self._flat_call(batch, prompts, None, first))
+        except CANNOT:
+            return False
+        return shared_TD.shape == plain_TD.shape and not differs(shared_TD, plain_TD, TOLERANCE[self.model.dtype])
 
     def embed(self, ids: Tensor) -> Tensor:
         """The model's own embedding, with whatever scaling belongs to it."""
         return self.model.get_input_embeddings()(ids.to(self.model.device))
 
-    def _flat_call(self, batch: FlatBatch, prompts: Mapping[int, Tensor], growing: Growing | None) -> dict[str, Any]:
-        device = self.model.device
-        tokens_T = torch.from_numpy(batch.tokens_T).to(device)
-        positions_T = torch.from_numpy(batch.positions_T).to(device) + self.position_offset
+    def _flat_call(
+        self, batch: FlatBatch, prompts: Mapping[int, Tensor], growing: Growing | None, first: int
+    ) -> dict[str, Any]:
+        """What the backbone is given: all tokens, or one slot's for all where the layers below `first` are shared."""
+        device, ranges = self.model.device, batch.ranges[:1] if first else batch.ranges
+        stop = ranges[-1][2]
+        tokens_T = torch.from_numpy(batch.tokens_T[:stop]).to(device)
+        positions_T = torch.from_numpy(batch.positions_T[:stop]).to(device) + self.position_offset
         call: dict[str, Any] = {"position_ids": positions_T[None], "layout": growing}
         if growing is None:
-            call["layout"] = self._layout(batch)
+            call["layout"] = self._sight(batch, first)
         elif not growing.started:
-            growing.prompts = self._layout(batch)
-        return call | self._tokens(tokens_T[None], batch.ranges, prompts)
+            growing.prompts = self._sight(batch, first)
+        return call | self._tokens(tokens_T[None], ranges, prompts)
 
-    def _layout(self, batch: FlatBatch) -> Layout | flex.Intervals:
+    def _sight(self, batch: FlatBatch, first: int) -> Seen | Halves:
+        whole = self._layout(batch.positions_T, batch.ends_T)
+        if not first:
+            return whole
+        stop = batch.ranges[0][2]
+        one = self._layout(batch.positions_T[:stop], batch.ends_T[:stop])
+        return Halves(one, whole, len(batch.ranges), self.lower.layers[first])
+
+    def _layout(self, positions_T: np.ndarray, ends_T: np.ndarray) -> Seen:
         if self.fused:
-            return flex.Intervals(self.family == "causal", batch.positions_T, batch.ends_T, self.model.device)
-        return layout(batch.positions_T, self.family == "causal", self.model.device)
+            return flex.Intervals(self.family == "causal", positions_T, ends_T, self.model.device)
+        return layout(positions_T, self.family == "causal", self.model.device)
 
     def _padded_call(self, batch: PaddedBatch, prompts: Mapping[int, Tensor]) -> dict[str, Any]:
         """Sequences on the left, what is behind their ends masked; positions given where the model takes any."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from luthier.models.attention import Layout
 from luthier.models.flex import Intervals
+from luthier.models.lower import Halves
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Growing:
     """
 
     def __init__(self, paths: Sequence[np.ndarray], trunks: Sequence[Trunk], room: int, device: torch.device) -> None:
-        self.prompts: Layout | Intervals | None = None
+        self.prompts: Layout | Intervals | Halves | None = None
         self.started = False
         self.trunks = list(trunks)
         self._trunk_paths = [torch.from_numpy(paths[t.start][: t.length]).to(device) for t in trunks]

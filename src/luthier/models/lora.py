@@ -103,7 +103,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` to `(…, out)`; the base's own dtype in and out, the low-rank path in float32 products of it."""
         rows = x.reshape(-1, x.shape[-1])
-        parts, tensors = self._parts(rows)
+        parts, tensors = self._parts(rows) if self.adapters else ([], [])
         if not parts:
             return self.base(x)
         if self.quantized:  # the layer knows how to dequantize; its own backward does so once
@@ -116,6 +116,8 @@ class LoraLinear(nn.Module):
     def _parts(self, rows: Tensor) -> tuple[list[tuple[int, int, float, Tensor | None]], list[Tensor]]:
         """(start, stop, scale, dropout mask) and A, B of every slot with rows here."""
         turn, parts, tensors = self.turn, [], []
+        if self.adapters.keys().isdisjoint(slot for slot, _, _ in turn.ranges):  # perhaps rows that slots share
+            return [], []
         ranges, units = turn.ranges, turn.units
         if len(rows) == turn.asked_units:
             ranges, units = turn.asked_ranges, turn.asked_units

@@ -1,7 +1,7 @@
 """A base with N slots: hanging them on it, and asking it what it predicts for a micro-batch.
 
-Lives here: `attach`, which layers an adapter targets, and `Tuned`. Does not live here: what a slot holds (`slots.py`),
-how the model is called (`forward.py`), the maths (`lora.py`, `prompt.py`).
+Lives here: `attach` and `Tuned`. Does not live here: what a slot holds (`slots.py`), which layers adapters hang on
+(`targets.py`), how the model is called (`forward.py`), the maths (`lora.py`, `prompt.py`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from luthier.data.batches import FlatBatch, Share, flat_batches, padded_batches, slot_ranges
-from luthier.errors import ModelError, did_you_mean
+from luthier.data.abreast import side_by_side
+from luthier.data.batches import FlatBatch, Share, padded_batches, slot_ranges
+from luthier.errors import ModelError
 from luthier.models.base import Base
-from luthier.models.forward import ATTENTION, CANNOT, Batch, Forward, alone, keeps_its_attention, probes
+from luthier.models.forward import ATTENTION, CANNOT, TOLERANCE, Batch, Forward, alone, keeps_its_attention, probes
 from luthier.models.growing import Growing
-from luthier.models.lora import LoraLinear, Turn
+from luthier.models.lora import Turn
 from luthier.models.prompt import embed_with_prompts
 from luthier.models.slots import (
     BARE_BASE,
@@ -34,14 +35,14 @@ from luthier.models.slots import (
     Slot,
     Who,
     full_slot,
-    inside,
     lora_slot,
     prompt_slot,
     slots_of,
 )
-from luthier.spec import Full, Lora, PromptTuning, QLora
+from luthier.models.targets import Targets
+from luthier.spec import Full, PromptTuning, QLora
 
-PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative to the largest logit
+ALONE = ("full tuning changes the base, so it cannot share it", None, "run it alone")
 
 
 class Tuned:
@@ -53,23 +54,52 @@ class Tuned:
     layout: Literal["flat", "padded"]
     note: str
 
-    def __init__(self, base: Base, slots: list[Slot], turn: Turn) -> None:
+    def __init__(self, base: Base, slots: list[Slot], targets: Targets) -> None:
         self.base = base
         self.slots = slots
-        self.turn = turn
+        self.turn = targets.turn
+        self._targets = targets
         self.full = any(isinstance(slot.method, Full) for slot in slots)
         # A base's own dropout, at work in full tuning only, draws for each stored token: shared ones would share it.
         self.shares_prefixes = not self.full or not _drops(base.model.config)
-        self._prompts = {s.index: s.leaves[PROMPT] for s in slots if s.virtual_tokens}
-        self._heads = {s.index: s.head() for s in slots}
+        self._seat(slots)
         self._attention = base.model.config._attn_implementation
         self._forward = Forward(base.model, base.family, base.position_offset, base.decoder_start_token_id)
         self.layout, self.note = "padded" if base.family == "seq2seq" else "flat", ""
 
+    def _seat(self, slots: list[Slot]) -> None:
+        self.slots = slots
+        self._prompts = {s.index: s.leaves[PROMPT] for s in slots if s.virtual_tokens}
+        self._heads = {s.index: s.head() for s in slots}
+
+    def hang(self, index: int, method: Method, seed: int) -> Slot:
+        """A fresh slot in the place of what slot `index` holds, or behind the last one; no other slot notices.
+
+        What was there is let go: whoever wants it has saved it. Raises ModelError for a method that cannot share this
+        base, or targets a layer that is not there; then nothing has changed.
+        """
+        if self.full or isinstance(method, Full):
+            raise ModelError(*ALONE)
+        bits, wanted = self._targets.bits(), method.bits if isinstance(method, QLora) else None
+        if bits != wanted and not isinstance(method, PromptTuning):
+            kept = f"in {bits} bits" if bits else "unquantized"
+            raise ModelError(f"`method.type: {method.type}` needs a base of its own: this one is kept {kept}")
+        before, taken = self.slots, self._targets.take(index)
+        try:
+            fresh = _slot(self.base, self._targets, index, method, seed)
+            self._seat([*before[:index], fresh, *before[index + 1 :]])
+            if len(self.slots) > 1 and self.base.model.device.type != "meta":
+                self._divide()
+        except ModelError:
+            self._targets.give(index, taken)
+            self._seat(before)
+            raise
+        return fresh
+
     def lay_out(self, shares: Sequence[Share], budget: int) -> Iterator[Batch]:
         """Micro-batches of at most `budget` tokens in the form this base takes."""
         if self.layout == "flat":
-            return flat_batches(shares, budget)
+            return side_by_side(shares, budget, self._forward.lower.upper())
         return padded_batches(shares, budget, self.base.pad_token_id, paired=self.base.family == "seq2seq")
 
     def nll(self, batch: Batch, steps: Mapping[int, int] | None = None) -> tuple[Tensor, Tensor]:
@@ -162,7 +192,7 @@ class Tuned:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         separate = torch.stack([expected[name] for name in batch.example_ids])
         difference = float((together - separate).abs().max() / separate.abs().max().clamp(min=1.0))
-        return "" if difference < PROOF_TOLERANCE[self.base.dtype] else f"the logits differ by {difference:.1g}"
+        return "" if difference < TOLERANCE[self.base.dtype] else f"the logits differ by {difference:.1g}"
 
     @contextmanager
     def speaking(self, who: Who) -> Iterator[PreTrainedModel]:
@@ -269,67 +299,21 @@ def attach(base: Base, methods: Sequence[Method], seeds: Sequence[int]) -> Tuned
     """
     full = any(isinstance(method, Full) for method in methods)
     if full and len(methods) > 1:
-        raise ModelError("full tuning changes the base, so it cannot share it", hint="run it alone")
-    turn = Turn()
+        raise ModelError(*ALONE)
     base.model.requires_grad_(False)
-    linears = _linears(base)
-    wrapped: dict[str, LoraLinear] = {}
-    slots = []
-    for index, (method, seed) in enumerate(zip(methods, seeds, strict=True)):
-        if isinstance(method, Full):
-            slots.append(full_slot(base, method, seed))
-        elif isinstance(method, PromptTuning):
-            slots.append(prompt_slot(base, index, method, seed))
-        else:
-            targets = _targets(base, method, linears)
-            wrapped |= {name: _wrap(linears[name], name, turn) for name in targets if name not in wrapped}
-            slots.append(lora_slot(base, index, method, seed, {name: wrapped[name] for name in targets}))
-    for name, layer in wrapped.items():
-        parent, _, child = name.rpartition(".")
-        setattr(base.model.get_submodule(parent), child, layer)
-    tuned = Tuned(replace(base, dtype=torch.float32) if full else base, slots, turn)
+    targets = Targets(base, Turn())
+    slots = [_slot(base, targets, i, *each) for i, each in enumerate(zip(methods, seeds, strict=True))]
+    tuned = Tuned(replace(base, dtype=torch.float32) if full else base, slots, targets)
     tuned.prove()
     return tuned
 
 
-# ------------------------------------------------------------------------------------------------------------- layers
-
-
-def _linears(base: Base) -> dict[str, nn.Module]:
-    """Every linear and `Conv1D` layer by name, without the output layer and whatever an encoder has behind its layers.
-
-    A pooler or head sees one row an example, not one a token: it is trained whole (`base.fresh`) or stays as it is.
-    """
-    output = base.model.get_output_embeddings()
-    backbone = base.model.base_model_prefix
-    inner = f"{backbone}." if base.family == "encoder" else ""
-    behind = (*base.fresh, f"{backbone}.pooler") if base.family == "encoder" else base.fresh
-    return {
-        name: module
-        for name, module in base.model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and module is not output
-        and name.startswith(inner)
-        and not inside(name, behind)
-    }
-
-
-def _targets(base: Base, method: Lora | QLora, linears: Mapping[str, nn.Module]) -> list[str]:
-    wanted = tuple(method.target_modules)
-    if wanted == ("all-linear",):
-        return list(linears)
-    found = [name for name in linears if any(name == w or name.endswith(f".{w}") for w in wanted)]
-    for name in wanted:
-        if not any(f == name or f.endswith(f".{name}") for f in found):
-            short = sorted({linear.rpartition(".")[2] for linear in linears})
-            hint = did_you_mean(name, short) or f"this model has {', '.join(short)}"
-            raise ModelError(f"`{name}` (`method.target_modules`) is not a linear layer of {base.name}", hint=hint)
-    return found
-
-
-def _wrap(module: Any, name: str, turn: Turn) -> LoraLinear:
-    quantized = not module.weight.is_floating_point()
-    return LoraLinear(module, name, turn, transposed=isinstance(module, Conv1D), quantized=quantized)
+def _slot(base: Base, targets: Targets, index: int, method: Method, seed: int) -> Slot:
+    if isinstance(method, Full):
+        return full_slot(base, method, seed)
+    if isinstance(method, PromptTuning):
+        return prompt_slot(base, index, method, seed)
+    return lora_slot(base, index, method, seed, targets.of(method))
 
 
 # --------------------------------------------------------------------------------------------------------------- modes

@@ -19,6 +19,7 @@ from luthier.errors import did_you_mean
 from luthier.spec import wording
 from luthier.spec.values import known_paths, sections
 
+COUNTED = 1_000  # values of one parameter that are listed
 RANGES = ("log", "uniform", "int")
 SHOWN = ("data.template", "data.train_on", "data.overlength")
 """What of `data` changes how rows are shown to the base, and not which rows there are."""
@@ -162,9 +163,23 @@ def _range(path: str, form: str, entry: Mapping[str, Any]) -> dict[str, Any]:
             raise _Refused(f"must be {words}, not {wording.shown(step)}", step, "step")
         if whole and form != "log" and type(step) is not int:
             raise _Refused(f"must be a whole number, not {wording.shown(step)}", step, "step")
-        if (low * step if form == "log" else low + step) > high:
+        if (values := count(low, high, step, form == "log")) < 2:
             raise _Refused(f"leaves the range with its first step: {low:g} to {high:g}", step, "step")
+        if values > COUNTED:
+            raise _Refused(
+                f"makes {values:,} values, more than {COUNTED:,}: leave it out, or take a larger one", step, "step"
+            )
     return {form: [low, high]} | ({"step": step} if step is not None else {})
+
+
+def count(low: float, high: float, step: float, log: bool) -> int:
+    """Values from `low` to `high` in steps of `step` (`log`: times `step`).
+
+    >>> count(4, 64, 2, True), count(0, 1, 0.1, False)
+    (5, 11)
+    """
+    steps = math.log(high / low) / math.log(step) if log else (high - low) / step
+    return math.floor(steps + 1e-9) + 1
 
 
 # --- conditions ------------------------------------------------------------------------------------------------------
@@ -242,10 +257,12 @@ def checked(path: str, value: Any, where: Where = ()) -> Any:
 def adapter(path: str) -> TypeAdapter[Any]:
     """What reads a value of the parameter, as its section does."""
     *root, name = path.split(".")
-    field = next(kind.model_fields[name] for kind in sections() if kind.root == tuple(root) and name in kind.model_fields)
+    field = next(
+        kind.model_fields[name] for kind in sections() if kind.root == tuple(root) and name in kind.model_fields
+    )
     config = ConfigDict(strict=True, allow_inf_nan=False)
-    bare: Any = field.annotation
-    return TypeAdapter(Annotated[(bare, *field.metadata)] if field.metadata else bare, config=config)
+    read: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    return TypeAdapter(read, config=config)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import torch
 
 from luthier.models.methods import Tuned
 from luthier.runs import Started, Stepped
-from luthier.train.loop import Job, train
+from luthier.train.loop import Job, Wishes, train
 
 STEPS = 20
 
@@ -44,6 +44,11 @@ def _most_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def peak_bytes(tuned: Tuned) -> int:
+    """The most memory the base's device held for this process: on a CPU the whole process."""
+    return torch.cuda.max_memory_allocated() if tuned.base.device.type == "cuda" else _most_resident()
+
+
 def measure(tuned: Tuned, job: Job, budget: int, before: int, until: float) -> Measured:
     """Run `job` from its beginning until the moment `until` (monotonic seconds), or for STEPS updates.
 
@@ -51,7 +56,7 @@ def measure(tuned: Tuned, job: Job, budget: int, before: int, until: float) -> M
     are others. `seconds` is None where not even one update came to its end.
     """
     steps, seconds = 0, []
-    with closing(train(tuned, [job], lambda: time.monotonic() > until, budget)) as events:
+    with closing(train(tuned, [job], Wishes(lambda: time.monotonic() > until), budget)) as events:
         for event in events:
             if isinstance(event, Started):
                 steps = event.steps
@@ -59,7 +64,5 @@ def measure(tuned: Tuned, job: Job, budget: int, before: int, until: float) -> M
                 seconds.append(event.seconds)
                 if len(seconds) > STEPS or time.monotonic() > until:
                     break
-    peak = _most_resident() - before
-    if tuned.base.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
+    peak = peak_bytes(tuned) - (0 if tuned.base.device.type == "cuda" else before)
     return Measured(peak, mean(seconds[1:] or seconds) * steps if seconds else None)

@@ -20,9 +20,9 @@ from luthier.models.methods import Tuned
 from luthier.runs import Plan
 from luthier.spec import Experiment, QLora, Training, batches_per_epoch, steps_per_epoch
 from luthier.train import cost
-from luthier.train.loop import lay_out, longest_batch, step_share
 from luthier.train.optimizer import warmup_steps
 from luthier.train.room import TOKEN_BUDGET, WIDE_BUDGET
+from luthier.train.shares import lay_out, longest_batch, step_share
 
 FEW_STEPS_AN_EPOCH = 20
 USABLE_SHARE = 0.8  # of a device's memory: the rest is the allocator's and other people's

@@ -48,6 +48,15 @@ class Trial:
     planned: int | None = None
 
 
+def objectives(objective: str) -> tuple[str, ...]:
+    """The names in `search.objective`.
+
+    >>> objectives("loss, size")
+    ('loss', 'size')
+    """
+    return tuple(name.strip() for name in objective.split(",") if name.strip())
+
+
 def of_search(search: Run) -> list[Trial]:
     """Every trial of a search, by number. A folder that is no whole run yet is passed over."""
     found = [runs.load(path.parent) for path in search.path.parent.glob(f"{search.id}.[0-9]*/{runs.RECORD}")]

@@ -16,13 +16,16 @@ from typing import Any, Literal
 
 from luthier import presets, spec
 from luthier.errors import SpecError
-from luthier.spec import spaces
+from luthier.spec import spaces, wording
 from luthier.spec.spaces import key
 
+COUNTED = spaces.COUNTED  # values of one dimension; a range of more is drawn from, not listed
 GRID_POINTS = 5  # of a range without steps, where a grid needs a list
 LOOKS = 9  # evaluations of a trial, where nobody said how often
 LOOKS_SHARE = 0.1  # of a trial's own work, that more looks than one an epoch may cost
 BACKWARD = 3  # an update costs about as much as three forward passes
+CHECKED = 2_000
+GRID_LIMIT = 10_000  # combinations that a grid may have
 TRIALS = 16
 FULL_TRIALS = 8  # each trains all weights, alone
 RATE_STEP = math.sqrt(10)  # of the default space: two learning rates a decade
@@ -49,14 +52,10 @@ class Dimension:
         """Every value where they can be counted, in their order; None for a range without steps."""
         if self.kind == "choices":
             return self.choices
-        if self.log and self.step is not None:
-            count = math.floor(math.log(self.high / self.low) / math.log(self.step) + 1e-9) + 1
-            return self._plain(self.low * self.step**i for i in range(count))
         step = self.step or (1 if self.kind == "int" and not self.log else None)
-        if step is None:
+        if step is None or (count := spaces.count(self.low, self.high, step, self.log)) > COUNTED:
             return None
-        count = math.floor((self.high - self.low) / step + 1e-9) + 1
-        return self._plain(self.low + i * step for i in range(count))
+        return self._plain(self.low * step**i if self.log else self.low + i * step for i in range(count))
 
     @property
     def grid(self) -> tuple[Any, ...]:
@@ -189,10 +188,10 @@ def default(experiment: spec.Experiment, resolved: presets.Resolved, facts: pres
     """What is varied where nobody says: the learning rate first, then what the method has.
 
     The rate: two values a decade, from a tenth of the described value or of the default for this base (whichever is
-    lower) to ten times the higher one, within the document's range. LoRA: rank and dropout, alpha stays (PARAMETERS §3: it works much like the
-    rate). Prompt tuning: virtual tokens and how they start. Full: epochs and weight decay. Every described value is
-    among the choices. Sources: LANDSCAPE §5 (a rate prior within a small factor; rate first on a log grid), PEFT's
-    method comparison for the start of a prompt.
+    lower) to ten times the higher one, within the document's range. LoRA: rank and dropout; alpha stays, because it
+    works much like the rate (PARAMETERS §3). Prompt tuning: virtual tokens and how they start. Full: epochs and weight
+    decay. Every described value is among the choices. Sources: LANDSCAPE §5 (a prior for the rate within a small
+    factor, the rate first on a log grid), PEFT's method comparison for the start of a prompt.
     """
     decided = spec.leaves(resolved.experiment)
     rate, usual = decided["training.learning_rate"], presets.learning_rate(experiment.method.type, facts)[0]
@@ -228,7 +227,7 @@ def budget(space: Space, search: spec.Search, method: str) -> int:
     every = search.sampler == "grid" and "trials" not in search.model_fields_set
     if search.sampler != "grid" and not space.finite:
         return asked
-    limit = 1_000_000 if every else asked
+    limit = GRID_LIMIT if every else asked
     return sum(1 for _ in itertools.islice(space.combinations(), limit))
 
 
@@ -300,6 +299,24 @@ def _method(part: spec.Part, given: Mapping[str, Any]) -> spec.Part:
     return _changed(kind, part, {"type": kind.model_fields["type"].default, **given})
 
 
+def refuse_combinations(space: Space, experiment: spec.Experiment) -> None:
+    """Raise SpecError where values of the space do not go together (an `init_text` with a random start), before any is
+    trained. Tried are the combinations within each section, at most CHECKED of each."""
+    for section in sorted({each.path.rpartition(".")[0] for each in space.dimensions}):
+        inside = {each.path for each in space.dimensions if each.path.rpartition(".")[0] == section}
+        above = {path for each in space.dimensions if each.path in inside for path in _needed(space, each)}
+        part = Space(tuple(each for each in space.dimensions if each.path in inside | above))
+        for values in itertools.islice(part.combinations(), CHECKED):
+            try:
+                applied(experiment, values)
+            except SpecError as refusal:
+                words = ", ".join(f"{path} {wording.shown(value)}" for path, value in values.items())
+                hint = "`when: {parameter: value}` below an entry says with which values it is varied"
+                raise SpecError(
+                    f"`search.space` allows what cannot be: {refusal.message} ({words})", hint=hint
+                ) from None
+
+
 def probes(space: Space) -> Iterator[dict[str, Any]]:
     """Values that show every choice and both ends of every range once, each with what its condition asks for."""
     for dimension in space.dimensions:
@@ -353,4 +370,3 @@ def group_key(experiment: spec.Experiment, revision: str) -> str:
     if method.type == "full":
         what["alone"] = {path: value for path, value in spec.leaves(experiment).items() if path != "name"}
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
-

@@ -1,0 +1,356 @@
+"""A search: which it is, who trains which trial, what is left wherever it is ended, what people change meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier import engines, handing, roster, runs, searching, spec, worker
+from luthier.errors import DataError, LuthierError, SpecError, TrainingError
+from luthier.runs import Noted, Run
+from luthier.studio import Studio
+from tests import rows
+from tests.formulas import Died, Waves
+
+RATES = {"training.learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}
+GRID = {"space": RATES, "sampler": "grid", "pruner": "none", "trials": 4}
+Experiments = Callable[..., spec.Experiment]
+
+
+@pytest.fixture
+def experiment(tiny: Callable[..., Path], tmp_path: Path) -> Experiments:
+    def make(search: dict[str, Any] | None = None, **parts: Any) -> spec.Experiment:
+        values = {"name": "tiny", "model": str(tiny("tiny_llama")), "data": str(rows.pairs(tmp_path)), "method": "lora"}
+        return spec.from_mapping(values | {"search": GRID | (search or {})} | parts)
+
+    return make
+
+
+@pytest.fixture
+def waves() -> Waves:
+    return Waves()
+
+
+@pytest.fixture
+def tested() -> list[str]:
+    """The trials that have opened the test."""
+    return []
+
+
+@pytest.fixture
+def studio(tmp_path: Path, waves: Waves, tested: list[str], monkeypatch: pytest.MonkeyPatch) -> Studio:
+    """Searches are carried by this process, their trials are trained by a formula, their winner's test is empty."""
+
+    def start(run: Run, waiting: Any = None) -> Run:
+        if run.facts.get("kind") == "search":
+            worker.work(run.path, lambda: False, searching.carry)
+        elif run.state == "done":  # the winner
+            tested.append(run.id)
+            (run.path / "report.json").write_text("{}")
+            runs.update(run.path, {"facts": {"verdict": "better"}})
+        return runs.load(run.path)
+
+    monkeypatch.setattr(engines, "start", start)
+    monkeypatch.setattr(engines, "Helper", waves)
+    monkeypatch.setattr(handing, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("luthier.workbench.judge", lambda experiment, dataset: None)
+    monkeypatch.setattr(searching.report, "read_json", lambda path: None)
+    return Studio(tmp_path / "home")
+
+
+def trials(search: Run) -> list[Run]:
+    return roster.Roster(search).runs()
+
+
+def states(search: Run) -> list[str]:
+    return [run.state for run in trials(search)]
+
+
+def noted(search: Run, kind: str) -> list[str]:
+    return [event.message for event in runs.read_events(search.path) if isinstance(event, Noted) and event.kind == kind]
+
+
+# --- which search
+def test_every_trial_is_a_run_the_best_on_validation_wins_and_it_alone_opens_the_test(
+    studio: Studio, experiment: Experiments, waves: Waves, tested: list[str]
+) -> None:
+    search = studio.search(experiment())
+    assert search.state == "done" and search.facts["kind"] == "search"
+    found = trials(search)
+    assert [run.id for run in found] == [f"{search.id}.{number:03d}" for number in range(4)]
+    assert {run.facts["values"]["training.learning_rate"] for run in found} == set(RATES["training.learning_rate"])
+    assert states(search) == ["done"] * 4 and {run.facts["by"] for run in found} == {"sampler"}
+    for run in found:
+        resolved = spec.load(run.path / "resolved.yaml")
+        assert resolved.training.learning_rate == run.facts["values"]["training.learning_rate"]
+        assert resolved.search is None and run.name == resolved.name == f"tiny.{run.facts['number']:03d}"
+    best = studio.find(search.facts["best"])
+    assert best.facts["values"] == {"training.learning_rate": 1e-2} and tested == [best.id]
+    assert search.facts["verdict"] == "better"
+    assert studio.search(experiment()).id == search.id and len(waves.told) == 8  # nothing is done again
+    assert studio.find().id == search.id and studio.find("tiny").id == search.id  # not one of its trials
+    assert studio.search(experiment(), new=True).id != search.id
+
+
+def test_a_search_described_otherwise_is_another_one_or_refused_while_it_is_under_way(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    search = studio.search(experiment())
+    other = studio.search(experiment({"trials": 3}))
+    assert other.id != search.id
+    runs.update(other.path, {"state": "stopped"})
+    with pytest.raises(SpecError, match=r"is stopped and was described differently: `search.trials` \(3 → 4\)"):
+        studio.search(experiment())
+    assert studio.tune(spec.changed(experiment(), ["search=null"]))  # a run of that name is none of the searches
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"space": {"data.limit": [1, 2]}}, "`search.space.data.limit` is the same for all trials"),
+        ({"space": {"evaluation.max_new_tokens": [1, 2]}}, "is the same for all trials"),
+        ({"space": {"method.rank": [4, 0]}}, "method.rank"),
+        ({"objective": "exactness"}, "exactness"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_is_made(
+    studio: Studio, experiment: Experiments, wishes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(LuthierError, match=words):
+        studio.search(experiment(wishes))
+    assert studio.runs() == []
+
+
+def test_without_validation_rows_there_is_nothing_to_choose_by(
+    studio: Studio, experiment: Experiments, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="chooses on validation rows, and there are none"):
+        studio.search(experiment(data={"train": str(rows.pairs(tmp_path)), "validation": 0.0}))
+
+
+# --- who trains what
+def test_as_many_processes_and_slots_as_were_measured_to_pay_and_never_more_than_at_once(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    waves.placed = {"processes": 2, "slots": 2, "threads": 1}
+    search = studio.search(experiment())
+    assert waves.most == 2 and states(search) == ["done"] * 4
+    [placed] = search.facts["placements"].values()
+    assert placed["processes"] == 2
+    for at_once in (1, 2, 3):
+        waves.most, riding, most = 0, set[int](), [0]
+
+        def before(run: Run, step: int, riding: set[int] = riding, most: list[int] = most) -> None:
+            riding.add(run.facts["number"])
+            most[0] = max(most[0], len(riding))
+            if step == 4:
+                riding.discard(run.facts["number"])
+
+        waves.before = before
+        search = studio.search(experiment({"at_once": at_once}), new=True)
+        assert states(search) == ["done"] * 4 and most[0] <= at_once and waves.most <= at_once
+
+
+def test_trials_that_show_the_rows_in_other_words_train_in_another_process(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    waves.loss = lambda values: 1.0
+    space = {"data.template": ["{input}", "Q: {input}"], "method.rank": [2, 4]}
+    search = studio.search(experiment({"space": space, "at_once": 1}))
+    assert states(search) == ["done"] * 4 and waves.most == 1
+    assert len({run.facts["group"] for run in trials(search)}) == 2
+
+
+def test_one_trial_at_a_time_gives_the_same_trials_and_winner_again(studio: Studio, experiment: Experiments) -> None:
+    space = {"training.learning_rate": {"log": [1e-5, 1e-1]}, "method.rank": [2, 4, 8]}
+    for sampler in ("tpe", "random"):
+        given = experiment({"space": space, "sampler": sampler, "trials": 12, "at_once": 1, "pruner": "asha"})
+        first, second = (studio.search(given, new=True) for _ in range(2))
+        told = [[(run.facts["values"], run.state) for run in trials(search)] for search in (first, second)]
+        assert told[0] == told[1] and first.facts["best"][-3:] == second.facts["best"][-3:]
+
+
+# --- budget
+def test_weak_trials_end_early_and_count(studio: Studio, experiment: Experiments) -> None:
+    space = {"training.learning_rate": {"log": [1e-5, 1e-1]}}
+    search = studio.search(experiment({"space": space, "sampler": "random", "trials": 12, "pruner": "median"}))
+    assert len(trials(search)) == 12 and set(states(search)) == {"done", "pruned"}
+
+
+def test_after_the_time_limit_no_trial_begins_counted_over_restarts(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    waves.before = lambda run, step: time.sleep(0.2)
+    search = studio.search(experiment({"time_limit": 1.0}))
+    assert search.state == "done" and 1 <= len(trials(search)) < 4 and set(states(search)) == {"done"}
+    begun = roster.Roster(search)
+    assert begun.spent() == pytest.approx(search.facts.get("spent", 0.0), abs=0.5)
+    begun.keep(spent=2.0)
+    assert not roster.Roster(runs.load(search.path)).may_ask()
+
+
+def test_a_trial_that_fails_counts_and_is_shown(studio: Studio, experiment: Experiments, waves: Waves) -> None:
+    def refuse(run: Run, step: int) -> None:
+        if run.facts["values"]["training.learning_rate"] == 1e-1 and step == 2:
+            raise TrainingError("the loss is not finite")
+
+    waves.before = refuse
+    search = studio.search(experiment())
+    assert search.state == "done" and sorted(states(search)) == ["done"] * 3 + ["failed"]
+    [said] = [words for words in noted(search, "trial") if "failed" in words]
+    assert "the loss is not finite" in said
+
+
+def test_a_search_whose_first_trials_all_fail_alike_does_not_try_the_others(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    def refuse(run: Run, step: int) -> None:
+        raise TrainingError(f"not enough memory: {run.facts['number']}.5 GiB", "here", "less")
+
+    waves.before = refuse
+    search = studio.search(experiment({"trials": 4}))
+    assert search.state == "failed" and states(search) == ["failed"] * 3
+    assert search.error is not None and search.error["message"] == "not enough memory: 0.5 GiB"
+    assert search.error["hint"] == "less"
+
+
+# --- durable
+def test_a_trial_whose_process_dies_is_tried_once_more_from_where_it_was(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    died = set[int]()
+
+    def die_once(run: Run, step: int) -> None:
+        if step == 3 and run.facts["number"] not in died:
+            died.add(run.facts["number"])
+            raise Died
+
+    waves.before = die_once
+    search = studio.search(experiment())
+    assert search.state == "done" and states(search) == ["done"] * 4 and died == {0, 1, 2, 3}
+    assert [run.facts["retries"] for run in trials(search)] == [1] * 4
+    assert [told for told in waves.told if told[:2] == ("began", 0)] == [("began", 0, 0), ("began", 0, 2)]
+    assert len(noted(search, "retry")) == 4
+
+
+def test_a_trial_whose_process_dies_twice_has_failed_and_those_beside_it_have_not(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    def die(run: Run, step: int) -> None:
+        if run.facts["number"] == 1 and step == 2:
+            raise Died
+
+    waves.before, waves.placed["slots"] = die, 4
+    search = studio.search(experiment())
+    assert search.state == "done" and states(search) == ["done", "failed", "done", "done"]
+    error = trials(search)[1].error
+    assert error is not None and "its process ended twice: signal 9" in (error["message"] or "")
+
+
+def test_stopped_at_any_moment_it_goes_on_and_nothing_runs_twice(
+    studio: Studio, experiment: Experiments, waves: Waves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every update may be the last of an attempt: each attempt makes one and is asked to stop."""
+    asked = threading.Event()
+
+    def stop(run: Run, step: int) -> None:
+        asked.set()
+
+    waves.before = stop
+    given = experiment({"space": {"training.learning_rate": [1e-3, 1e-2]}, "trials": 2})
+    monkeypatch.setattr(engines, "start", lambda run, waiting=None: run)
+    search = studio.search(given)
+    assert studio.search(given).id == search.id
+    again = 0
+    while (search := runs.load(search.path)).facts.get("best") is None:
+        assert search.state in ("queued", "stopped")
+        asked.clear()
+        with pytest.MonkeyPatch.context() as here:
+            here.setattr(searching, "judge", lambda roster, best, stop: None)
+            worker.work(search.path, asked.is_set, searching.carry)
+        assert "running" not in states(search)
+        again += 1
+    assert again > 4 and states(search) == ["done"] * 2
+    done = [told for told in waves.told if told[0] == "done"]
+    assert sorted(number for _, number, _ in done) == [0, 1]
+    for number in range(2):  # every attempt began where the last one had ended
+        steps = [told[2] for told in waves.told if told[1] == number and told[0] == "began"]
+        assert steps == sorted(set(steps))
+
+
+# --- people
+def test_a_person_adds_stops_and_changes_trials_while_it_runs(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    stopped = list[str]()
+
+    def meddle(run: Run, step: int) -> None:
+        search = studio.find(run.facts["search"])
+        if run.facts["number"] == 0 and step == 1:
+            assert studio.add(search, {"method.rank": 2, "training.learning_rate": 0.02}) != {}
+            assert studio.clone(run, {"method.dropout": 0.25}) == run.facts["values"] | {"method.dropout": 0.25}
+        elif run.facts["by"] == "sampler" and not stopped and step == 2:
+            stopped.append(run.id)
+            with pytest.MonkeyPatch.context() as monkey:
+                monkey.setattr(runs, "owner", lambda path: None)  # nobody to wait for in this thread
+                studio.stop(run)
+
+    waves.before = meddle
+    search = studio.search(experiment())
+    found = trials(search)
+    assert search.state == "done" and len(found) == 6 and [run.facts["by"] for run in found].count("person") == 2
+    added, cloned = (run for run in found if run.facts["by"] == "person")
+    assert added.state == cloned.state == "done"
+    resolved = spec.load(cloned.path / "resolved.yaml")
+    assert isinstance(resolved.method, spec.Lora) and resolved.method.dropout == 0.25
+    assert [run.id for run in found if run.state == "stopped"] == stopped == search.facts["unwanted"]
+    assert list((search.path / roster.WISHES).iterdir()) == []
+
+
+def test_a_wish_that_cannot_be_meant_is_refused_at_once(studio: Studio, experiment: Experiments) -> None:
+    search = studio.search(experiment())
+    with pytest.raises(SpecError, match="has chosen its winner"):
+        studio.add(search, {"method.rank": 2})
+    runs.update(search.path, {"state": "stopped", "facts": {"best": None}})
+    search = runs.load(search.path)
+    for values in ({"method.rnk": 2}, {"method.rank": "much"}, {"data.limit": 3}):
+        with pytest.raises(SpecError):
+            studio.add(search, values)
+    assert studio.add(search, {}) == {}  # the file's own values
+    with pytest.raises(SpecError, match="is no search"):
+        studio.add(trials(search)[0], {"method.rank": 2})
+    with pytest.raises(SpecError, match="is no trial"):
+        studio.clone(search, {"method.rank": 2})
+
+
+def test_a_trial_is_resumed_by_its_search_and_tuned_again_by_itself(
+    studio: Studio, experiment: Experiments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = studio.search(experiment())
+    trial = trials(search)[0]
+    runs.update(trial.path, {"state": "interrupted"})
+    with pytest.raises(SpecError, match="is a trial, which its search carries") as refusal:
+        studio.resume(runs.load(trial.path))
+    assert search.id in str(refusal.value.hint)
+    monkeypatch.setattr(engines, "start", lambda run, waiting=None: run)
+    alone = studio.again(trial)
+    assert alone.fingerprint == trial.fingerprint and alone.name == trial.name and "search" not in alone.facts
+    assert (alone.path / "resolved.yaml").read_text() == (trial.path / "resolved.yaml").read_text()
+    assert alone.facts["drawn_by"] == trial.facts["drawn_by"]
+    assert studio.again(trial).id == alone.id
+
+
+def test_the_winner_is_trained_with_further_seeds_on_the_same_rows(
+    studio: Studio, experiment: Experiments, tested: list[str]
+) -> None:
+    search = studio.search(experiment({"seeds": 3}))
+    seeded = [run for run in trials(search) if run.facts["by"] == "seed"]
+    best = studio.find(search.facts["best"])
+    assert [run.facts["values"] for run in seeded] == [best.facts["values"] | {"seed": seed} for seed in (1, 2)]
+    assert {run.facts["dataset"] for run in trials(search)} == {search.facts["dataset"]}
+    assert {run.facts["drawn_by"] for run in seeded} == {0} and tested == [best.id]
