@@ -28,7 +28,7 @@ from luthier.spec import Training
 from luthier.train import placing
 from luthier.train.loop import Asked, Job, Wishes, train
 
-PATIENCE_SECONDS = 60.0  # a trial's last process may still be saving
+PATIENCE_SECONDS = 30.0  # a trial's last process may still be saving
 ENDED = ("done", "pruned")
 
 Ask = Callable[[Mapping[str, Any]], dict[str, Any] | None]
@@ -123,7 +123,7 @@ class Wave:
             self._ask({"ended": run.id, "state": run.state, "scores": run.facts.get("scores", {})})
             return None
         self._key = self._key or run.facts["group"]
-        if not _owned(run, hold):
+        if not self._owned(run, hold):
             print(f"{run.id} is carried by another process", file=sys.stderr, flush=True)
             return None
         try:
@@ -139,6 +139,17 @@ class Wave:
             self._ended(run, hold, *logbook.ended(run, problem))
             return None
         return Rider(runs.load(path), hold, laid, laid.bench.experiment.training, Diary(run))
+
+    def _owned(self, run: Run, hold: contextlib.ExitStack) -> bool:
+        """Own a run until `hold` is closed; whether another process let go of it in time."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and not self._stop():
+            try:
+                hold.enter_context(runs.owned(run.path))
+                return True
+            except TrainingError:
+                time.sleep(0.1)
+        return False
 
     # --- training them
     def _together(self, first: Rider) -> None:
@@ -295,16 +306,3 @@ class Wave:
         problem.__traceback__ = None  # its frames hold the base
         self._riders.clear()
         self._waiting, self._slots = left, 1
-
-
-def _owned(run: Run, hold: contextlib.ExitStack) -> bool:
-    """Own a run until `hold` is closed; whether another process let go of it in time."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            hold.enter_context(runs.owned(run.path))
-            return True
-        except TrainingError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
