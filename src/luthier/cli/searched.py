@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -22,6 +22,10 @@ from luthier import events, runs, spec
 from luthier.cli import show as screen
 from luthier.cli.progress import SECONDS_BETWEEN_LINES, clock
 from luthier.runs import Evaluated, Event, Finished, Noted, Run, Started, State, Stepped
+
+if TYPE_CHECKING:
+    from luthier.spec import Experiment
+    from luthier.studio import Engine
 
 LOOK_SECONDS = 0.4
 ENDED: tuple[State, ...] = ("done", "pruned", "failed")
@@ -242,6 +246,26 @@ def short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(short(part) for part in value)
     return " ".join(str(value).split())
+
+
+def search(experiment: Experiment | str | Path, new: bool = False, engine: Engine = "here", **wishes: Any) -> Run:
+    """Search, and give the winner's run, whose verdict on the test is printed; progress goes to standard error.
+
+    `wishes` (space, trials, sampler, …: the fields of `Search`) join those that the experiment has. The same search
+    again gives the same winner, or goes on (`Studio.search` says when). Raises what ended the search.
+    """
+    from luthier.cli import progress
+    from luthier.studio import Studio, described, done, report
+
+    studio, given = Studio(), described(experiment)
+    own = {name: value for name, value in given.search or () if given.search and name in given.search.model_fields_set}
+    fields = dict(given) | {"search": spec.Search(**own | wishes)}
+    whole = spec.Experiment.model_construct(given.model_fields_set | {"search"}, **fields)
+    run = studio.search(whole, new, engine)
+    run = done(run if run.state == "done" else progress.carry(studio, run, follow=follow))
+    winner = studio.find(run.facts["best"])
+    print(report(winner).verdict)
+    return winner
 
 
 # --- following ---------------------------------------------------------------------------------------------------
