@@ -32,8 +32,7 @@ _RENDERING = ("model.", "task", "data.", "evaluation.", "method.type", "method.v
 
 def measured(objective: str) -> tuple[str, ...]:
     """Which of a search's objectives are metrics of answers, to be measured on validation rows."""
-    names = [name.strip() for name in objective.split(",")]
-    return tuple(name for name in names if name not in ("loss", record.SIZE))
+    return tuple(name for name in record.objectives(objective) if name not in ("loss", record.SIZE))
 
 
 @dataclass(frozen=True, slots=True)
