@@ -21,6 +21,7 @@ from luthier.evaluation.report import read_json
 from luthier.models import methods
 from luthier.sharing import Group
 from luthier.studio import Studio, failure
+from luthier.trials import rows as rows_of_trials
 from tests import rows
 from tests.waves import SPREAD, TRAINING, Trials
 
@@ -74,6 +75,14 @@ def test_a_trial_beside_others_equals_the_run_it_would_be_alone(ridden: Trials) 
         best = [[event.step for event in of(run, runs.Evaluated) if event.best] for run in (path, alone)]
         assert best[0] == best[1] and steps_kept(path) == steps_kept(alone)
         assert far(path, alone) < ROUNDING
+
+
+def test_what_the_rows_were_worth_is_kept_with_the_weights_that_are(ridden: Trials) -> None:
+    for path in ridden.made:
+        kept = rows_of_trials.read(path)
+        assert kept is not None and len(kept.ids) == len(set(kept.ids)) > 1
+        best = [event for event in of(path, runs.Evaluated) if event.best][-1]
+        assert sum(kept.values["loss"]) / sum(kept.sizes["loss"]) == pytest.approx(best.scores["loss"], rel=1e-6)
 
 
 def vars_of(event: Any, name: str) -> Any:

@@ -26,7 +26,8 @@ from luthier.runs import Evaluated, Event, Finished, Run, Started
 from luthier.sharing import Group, Laid
 from luthier.spec import Training
 from luthier.train import placing
-from luthier.train.loop import Asked, Job, Wishes, train
+from luthier.train.loop import Asked, Job, Wishes, Worth, train
+from luthier.trials import rows
 
 PATIENCE_SECONDS = 30.0  # a trial's last process may still be saving
 ENDED = ("done", "pruned")
@@ -38,7 +39,8 @@ Ask = Callable[[Mapping[str, Any]], dict[str, Any] | None]
 # --- a trial on its way ----------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class Rider:
-    """A trial that this process owns until `hold` is closed. `verdict`: what the search says after its evaluation."""
+    """A trial that this process owns until `hold` is closed. `verdict`: what the search says after its evaluation.
+    `worth`: what its validation rows were worth at the newest one."""
 
     run: Run
     hold: contextlib.ExitStack
@@ -47,6 +49,7 @@ class Rider:
     diary: Diary
     steps: int = 1
     verdict: tuple[runs.State, str] | None = None
+    worth: Worth | None = None
 
     @property
     def experiment(self) -> spec.Experiment:
@@ -171,6 +174,7 @@ class Wave:
             self._ends,
             (lambda: None) if full else lambda: self._another(tuned),
             (lambda slots: self._measured(tuned, slots)) if self._wanted else None,
+            lambda slot, worth: self._weighed(tuned, slot, worth),
         )
         jobs = [rider.job() for rider in self._riders.values()]
         with contextlib.closing(train(tuned, jobs, wishes, self._fit.budget, self._halved)) as events:
@@ -222,6 +226,9 @@ class Wave:
             self._finish(tuned, rider, event)
             return
         rider.diary.hear(event)
+        if isinstance(event, Evaluated) and event.best and rider.worth:
+            with contextlib.suppress(OSError):  # a search without intervals is better than none
+                rows.write(rider.run.path, rows.of_loss(rider.worth))
         if isinstance(event, Started):
             rider.steps = event.steps
         if isinstance(event, Started | Evaluated):  # whoever carried it before may not have heard what to do with it
@@ -254,6 +261,9 @@ class Wave:
             for place, scores in zip(places, told, strict=True):
                 found[place] = scores
         return found
+
+    def _weighed(self, tuned: Tuned, slot: int, worth: Worth) -> None:
+        self._in(tuned, slot).worth = worth
 
     def _unless_asked(self) -> None:
         if self._stop():
