@@ -1,7 +1,7 @@
 """A search on its way, read from the folders of its trials: who is at work, how each fares, how much is left.
 
-Lives here: following a search, its state as rows, how it is said in lines and JSON. Does not live here: the live table
-(`wave_table.py`), one run on its way (`progress.py`), the search itself (`searching.py`).
+Lives here: following a search, its state as rows, how it is said in lines and JSON; `luthier.search`. Does not live
+here: the live table (`wave_table.py`), one run on its way (`progress.py`), the search itself (`searching.py`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from luthier import events, runs, spec
+from luthier.cli import progress
 from luthier.cli import show as screen
 from luthier.cli.progress import SECONDS_BETWEEN_LINES, clock
 from luthier.runs import Evaluated, Event, Finished, Noted, Run, Started, State, Stepped
+
+if TYPE_CHECKING:
+    from luthier.spec import Experiment
 
 LOOK_SECONDS = 0.4
 ENDED: tuple[State, ...] = ("done", "pruned", "failed")
@@ -166,7 +170,8 @@ class Following:
         if self.at_rest or self.run.facts.get("best") or len(ended) < ENOUGH or not worked or not self.run.started:
             return None
         usual = sum(ended) / len(ended)
-        running = sum(max(usual - row.share, 0.0) for row in rows if row.state == "running")
+        ends = [usual if row.share < usual else 1.0 for row in rows if row.state == "running"]  # who outlives most stays
+        running = sum(ends) - sum(row.share for row in rows if row.state == "running")
         return (usual * self.left() + running) * (now - self.run.started) / worked
 
 
@@ -188,7 +193,8 @@ def brief(search: Run) -> dict[str, Any]:
     followed = Following(search)
     followed.look()
     best = followed.goal.best(followed.sorted())
-    told: dict[str, Any] = {"trials": dict(Counter(row.state for row in followed.rows.values()))}
+    by_state = Counter(row.state for row in followed.rows.values())
+    told: dict[str, Any] = {"trials": {state: by_state[state] for state in (*COUNTED, "queued") if by_state[state]}}
     return told | {
         "planned": followed.goal.trials,
         "objective": followed.goal.objective,
@@ -295,3 +301,28 @@ def remark(event: Event, followed: Following) -> str | None:
     if isinstance(event, Finished):
         return f"{event.state}: {event.reason}"
     return None
+
+
+# --- from Python ---------------------------------------------------------------------------------------------------
+def search(
+    experiment: Experiment | str | Path, space: Mapping[str, Any] | None = None, new: bool = False, **wishes: Any
+) -> Run:
+    """Search, and give the run of the best trial, whose verdict is printed; progress goes to standard error.
+
+    `space` and further `wishes` (trials=16, objective="exact_match", …) are those of `search` in the file, laid over
+    them. The same again gives the same search, or continues it. Raises what ended the search.
+    """
+    from luthier.studio import Studio, done
+
+    described = experiment if isinstance(experiment, spec.Experiment) else spec.load(experiment)
+    told = wishes | ({} if space is None else {"space": dict(space)})
+    if told:
+        before = described.search or spec.Search()
+        kept = {name: value for name, value in before if name in before.model_fields_set}
+        whole = dict(described) | {"search": spec.Search(**kept | told)}
+        described = spec.Experiment.model_construct(described.model_fields_set | {"search"}, **whole)
+    studio = Studio()
+    run = studio.search(described, new)
+    run = done(run if run.state == "done" else progress.carry(studio, run, follow=follow))
+    print(run.facts["verdict"])
+    return studio.find(run.facts["best"])
