@@ -26,6 +26,7 @@ from luthier.runs import Evaluated, Event, Finished, Noted, Run, Started, State,
 
 if TYPE_CHECKING:
     from luthier.spec import Experiment
+    from luthier.studio import Engine
 
 LOOK_SECONDS = 0.4
 ENDED: tuple[State, ...] = ("done", "pruned", "failed")
@@ -170,7 +171,9 @@ class Following:
         if self.at_rest or self.run.facts.get("best") or len(ended) < ENOUGH or not worked or not self.run.started:
             return None
         usual = sum(ended) / len(ended)
-        ends = [usual if row.share < usual else 1.0 for row in rows if row.state == "running"]  # who outlives most stays
+        ends = [
+            usual if row.share < usual else 1.0 for row in rows if row.state == "running"
+        ]  # who outlives most stays
         running = sum(ends) - sum(row.share for row in rows if row.state == "running")
         return (usual * self.left() + running) * (now - self.run.started) / worked
 
@@ -304,25 +307,21 @@ def remark(event: Event, followed: Following) -> str | None:
 
 
 # --- from Python ---------------------------------------------------------------------------------------------------
-def search(
-    experiment: Experiment | str | Path, space: Mapping[str, Any] | None = None, new: bool = False, **wishes: Any
-) -> Run:
-    """Search, and give the run of the best trial, whose verdict is printed; progress goes to standard error.
+def search(experiment: Experiment | str | Path, new: bool = False, engine: Engine = "here", **wishes: Any) -> Run:
+    """Search, and give the winner's run, whose verdict on the test is printed; progress goes to standard error.
 
-    `space` and further `wishes` (trials=16, objective="exact_match", …) are those of `search` in the file, laid over
-    them. The same again gives the same search, or continues it. Raises what ended the search.
+    `wishes` (space, trials, sampler, …: the fields of `Search`) join those that the experiment has. The same search
+    again gives the same winner, or goes on (`Studio.search` says when). Raises what ended the search.
     """
-    from luthier.studio import Studio, done
+    from luthier.studio import Studio, described, done, report
 
-    described = experiment if isinstance(experiment, spec.Experiment) else spec.load(experiment)
-    told = wishes | ({} if space is None else {"space": dict(space)})
-    if told:
-        before = described.search or spec.Search()
-        kept = {name: value for name, value in before if name in before.model_fields_set}
-        whole = dict(described) | {"search": spec.Search(**kept | told)}
-        described = spec.Experiment.model_construct(described.model_fields_set | {"search"}, **whole)
-    studio = Studio()
-    run = studio.search(described, new)
+    studio, given = Studio(), described(experiment)
+    before = given.search or spec.Search()
+    own = {name: value for name, value in before if name in before.model_fields_set}
+    fields = dict(given) | {"search": spec.Search(**own | wishes)}
+    whole = spec.Experiment.model_construct(given.model_fields_set | {"search"}, **fields)
+    run = studio.search(whole, new, engine)
     run = done(run if run.state == "done" else progress.carry(studio, run, follow=follow))
-    print(run.facts["verdict"])
-    return studio.find(run.facts["best"])
+    winner = studio.find(run.facts["best"])
+    print(report(winner).verdict)
+    return winner
