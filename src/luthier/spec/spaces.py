@@ -10,7 +10,7 @@ import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails
@@ -261,7 +261,7 @@ def adapter(path: str) -> TypeAdapter[Any]:
         kind.model_fields[name] for kind in sections() if kind.root == tuple(root) and name in kind.model_fields
     )
     config = ConfigDict(strict=True, allow_inf_nan=False)
-    read: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    read = cast("Any", Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)
     return TypeAdapter(read, config=config)
 
 
