@@ -186,4 +186,4 @@ def test_evaluation_shares_as_well(tiny: Tiny) -> None:
     with _seen(tuned) as counts:
         answers = generate.answer(tuned, who, prompts * 3, 5)
     assert answers == said
-    assert counts[LAYERS - 1] == 3 * counts[0] and counts[LAYERS:] == [27] * (len(counts) - LAYERS)
+    assert counts[LAYERS - 1] == 3 * counts[0] and counts[LAYERS : 2 * LAYERS] == [27] * LAYERS
