@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 import queue
 import secrets
@@ -50,7 +51,7 @@ def connect(home: Path) -> Cluster:
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, namespace="luthier", log_to_driver=False, logging_level="error")
+        ray.init(address, namespace="luthier", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as problem:
         hint = "a search is started on a machine that is itself a node of the cluster"
         raise TrainingError(f"cannot join the Ray cluster: {_first_line(problem)}", address, hint) from None
