@@ -142,8 +142,8 @@ class _Trial:
         runs.append(run.path, Started(run.id, self.at, 0.0, STEPS, 10, 100))
 
     def step(self) -> Evaluated | None:
-        """One update; None where it fails, or was told to stop."""
-        if ownership.stop_asked(self.run.path):
+        """One update; None where it fails, was told to stop, or there is none left."""
+        if ownership.stop_asked(self.run.path) or self.at == STEPS:
             return None
         try:
             self._waves.before(self.run, self.at + 1)

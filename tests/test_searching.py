@@ -242,6 +242,58 @@ def test_a_trial_whose_process_dies_twice_has_failed_and_those_beside_it_have_no
     studio: Studio, experiment: Experiments, waves: Waves
 ) -> None:
     def die(run: Run, step: int) -> None:
+        if run.facts["number"] == 1 and step == 2:
+            raise Died
+
+    waves.before, waves.placed["slots"] = die, 4
+    search = studio.search(experiment())
+    assert search.state == "done" and states(search) == ["done", "failed", "done", "done"]
+    error = trials(search)[1].error
+    assert error is not None and "its process ended twice: signal 9" in (error["message"] or "")
+
+
+def test_stopped_at_any_moment_it_goes_on_and_nothing_runs_twice(
+    studio: Studio, experiment: Experiments, waves: Waves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every update may be the last of an attempt: each attempt makes one and is asked to stop."""
+    asked = threading.Event()
+
+    def stop(run: Run, step: int) -> None:
+        asked.set()
+
+    waves.before = stop
+    given = experiment({"space": {"training.learning_rate": [1e-3, 1e-2]}, "trials": 2})
+    monkeypatch.setattr(engines, "start", lambda run, waiting=None: run)
+    search = studio.search(given)
+    assert studio.search(given).id == search.id
+    again = 0
+    while (search := runs.load(search.path)).facts.get("best") is None:
+        assert search.state in ("queued", "stopped")
+        asked.clear()
+        with pytest.MonkeyPatch.context() as here:
+            here.setattr(searching, "judge", lambda roster, best, stop: None)
+            worker.work(search.path, asked.is_set, searching.carry)
+        assert "running" not in states(search)
+        again += 1
+    assert again > 4 and states(search) == ["done"] * 2
+    done = [told for told in waves.told if told[0] == "done"]
+    assert sorted(number for _, number, _ in done) == [0, 1]
+    for number in range(2):  # every attempt began where the last one had ended
+        steps = [told[2] for told in waves.told if told[1] == number and told[0] == "began"]
+        assert steps == sorted(set(steps))
+
+
+# --- people
+def test_a_person_adds_stops_and_changes_trials_while_it_runs(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    stopped = list[str]()
+
+    def meddle(run: Run, step: int) -> None:
+        search = studio.find(run.facts["search"])
+        if run.facts["number"] == 0 and step == 1:
+            assert studio.add(search, {"method.rank": 2, "training.learning_rate": 0.02}) != {}
+            assert studio.clone(run, {"method.dropout": 0.25}) == run.facts["values"] | {"method.dropout": 0.25}
         elif run.facts["by"] == "sampler" and not stopped and step == 2:
             stopped.append(run.id)
             with pytest.MonkeyPatch.context() as monkey:

@@ -96,10 +96,12 @@ class Trials:
 
         def reply(asked: Said) -> Said | None:
             nonlocal heard
-            heard += "heard" in asked
-            if "heard" in asked and heard == terminate_after:
+            if "heard" not in asked:
+                return {}
+            heard += 1
+            if heard == terminate_after:
                 os.kill(pid, signal.SIGTERM)
-            return None if "heard" in asked and heard == leave_after else {"end": verdict(asked)}
+            return None if heard == leave_after else {"end": verdict(asked)}
 
         try:
             self.converse(question, answer, slots, reply)
@@ -138,7 +140,7 @@ def _work(told: int, said: int, others: Sequence[int]) -> int:
         os.close(handle)
     os.dup2(told, 0)
     os.dup2(said, 1)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", encoding="utf-8")
     return wave.main()
 
 

@@ -18,6 +18,7 @@ _HOMES = {
     "luthier.studio": "Studio compare evaluate generate plan prepare publish",
     "luthier.cli.climbed": "ladder",
     "luthier.cli.progress": "tune",
+    "luthier.cli.searched": "search",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -147,6 +147,20 @@ def create(draft: Draft, home: Path, run_id: str | None = None, known: Mapping[s
     return runs.create(home, draft.name, draft.fingerprint, files, told, run_id)
 
 
+def differences(previous: Run, draft: Draft) -> str:
+    """The fields on which an earlier run and this experiment disagree, with both values."""
+    before, now = spec.load(previous.path / "resolved.yaml"), draft.resolved.experiment
+    old, new = spec.leaves(before), spec.leaves(now)
+    told = [f"`{path}` ({old.get(path)} → {new.get(path)})" for path in spec.differences(before, now)]
+    if previous.facts["dataset"] != draft.dataset.fingerprint:
+        told.append("`data` (the rows have changed)")
+    if previous.facts.get("regression") != (draft.regression.fingerprint if draft.regression else None):
+        told.append("`evaluation.regression` (its rows)")
+    if previous.facts["revision"] != draft.base.revision and now.model.revision is None:  # else it is named above
+        told.append("`model` (the base's files have changed)")
+    return ", ".join(told)
+
+
 def named(experiment: spec.Experiment) -> spec.Experiment:
     """A name for its runs, where nobody gave one; a base in a folder by its whole path, so that a worker finds it."""
     model = experiment.model

@@ -21,7 +21,7 @@ from luthier.data.dataset import Dataset, load_dataset
 from luthier.drafts import Base, Draft
 from luthier.errors import DataError, SpecError
 from luthier.logbook import Problem
-from luthier.runs import Run
+from luthier.runs import Run, State
 from luthier.trials import record, space, study
 from luthier.trials.record import Trial
 
@@ -217,7 +217,7 @@ class Roster:
         if run.state in ("queued", "interrupted"):  # whoever is about to own it sees the wish itself
             self._end(run, "stopped", None)
 
-    def _end(self, run: Run, state: runs.State, error: Problem | None) -> Run:
+    def _end(self, run: Run, state: State, error: Problem | None) -> Run:
         reason = error["message"] if error else "stopped by a person"
         with ownership.locked(run.path):
             logbook.close(run, logbook.finished(run, state, reason or ""), error)

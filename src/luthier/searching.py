@@ -22,7 +22,7 @@ from luthier.handing import Hands, cluster_of
 from luthier.logbook import Stopped
 from luthier.roster import Roster, in_words
 from luthier.runs import Finished, Run, Started
-from luthier.trials import board, conclude, page, rows, study
+from luthier.trials import board, conclude, page, record, rows, study
 from luthier.trials.board import Board
 from luthier.worker import Stop
 
@@ -108,7 +108,7 @@ def board_of(search: Run, state: str | None = None) -> Board:
     """What a search has found so far, at its end or on its way; `state`: what it will be when this is read."""
     roster = Roster(search)
     trials, wishes = roster.trials(), roster.wishes
-    names = study.objectives(wishes.objective)
+    names = record.objectives(wishes.objective)
     aims = [conclude.aim(name, higher) for name, higher in zip(names, study.directions(wishes.objective), strict=True)]
     axes = tuple(
         board.Axis(each.path, each.kind, each.low, each.high, each.log, tuple(map(conclude.plain, each.choices)))

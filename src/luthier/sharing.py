@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,15 +24,16 @@ from luthier.evaluation.metrics import Metric, Prediction
 from luthier.models import base
 from luthier.models.methods import Tuned
 from luthier.runs import Finding, Run
+from luthier.trials import record
 from luthier.workbench import Bench
 
 _RENDERING = ("model.", "task", "data.", "evaluation.", "seed", "method.type", "method.virtual_tokens")
 
 
-def measured(objective: str | Iterable[str]) -> tuple[str, ...]:
+def measured(objective: str) -> tuple[str, ...]:
     """Which of a search's objectives are metrics of answers, to be measured on validation rows."""
-    names = (objective,) if isinstance(objective, str) else tuple(objective)
-    return tuple(name for name in names if name not in ("loss", "size"))
+    names = [name.strip() for name in objective.split(",")]
+    return tuple(name for name in names if name not in ("loss", record.SIZE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class Studio:
         """Look at the base's configuration, prepare the data, and decide every open value. Raises any LuthierError."""
         from luthier import drafts
 
-        return drafts.draft(_described(experiment), self.home)
+        return drafts.draft(described(experiment), self.home)
 
     def plan(self, experiment: Described | Draft, measure: bool = False) -> Plan:
         """What a run would do: rows, tokens, steps, memory, time; what the tokens promise stands in its findings.
@@ -87,7 +87,7 @@ class Studio:
         from luthier import drafts, workbench
         from luthier.models import facts
 
-        chosen = drafts.named(_described(experiment))
+        chosen = drafts.named(described(experiment))
         _, commit = facts.locate(chosen.model.name, chosen.model.revision, weights=False)
         resolved = presets.resolve(chosen, facts.inspect(chosen.model.name, commit), dataset.task)
         return workbench.lengths(drafts.pinned(resolved, commit), dataset), resolved.experiment.training
@@ -103,40 +103,39 @@ class Studio:
 
         `further` k > 0: the same experiment on the same rows with its seed + k, as a run named NAME-seedK.
         """
-        described = _described(experiment)
-        if described.search is not None:
+        given = described(experiment)
+        if given.search is not None:
             hint = "`luthier search FILE`; to train it once with the file's own values: `--set search=null`"
             raise SpecError("the file describes a search, which is not one run", "search", hint)
         with engines.early(self.home) as worker:
             from luthier import drafts  # heavy: while the worker imports its own
 
-            draft = self.draft(described)
+            draft = self.draft(given)
             run = self._meant(drafts.reseeded(draft, further) if further else draft, new)
             done = run.state == "done" and not run.facts.get("unjudged")  # what a judge did not answer is asked again
             return run if done else engines.start(run, worker)
 
     def again(self, trial: Run, new: bool = False) -> Run:
-        """The experiment of a run, or of a trial of a search, as a run of its own: the same rows, base and values.
+        """The experiment of a trial (of a search: its winner), as a run of its own: the same rows, base and values.
 
         As with `tune`, the newest run of that name decides, and the same is raised.
         """
         from luthier import drafts
 
-        run = self._meant(drafts.of_run(trial), new)
+        run = self._meant(drafts.of_run(winner(trial)), new)
         return run if run.state == "done" else engines.start(run)
 
     def _meant(self, draft: Draft, new: bool, known: Mapping[str, Any] | None = None) -> Run:
+        from luthier import drafts, workbench
+        from luthier.evaluation import judge
+
         previous = None if new else runs.newest_of_name(self.home, draft.name, (known or {}).get("kind"))
         if previous is not None and previous.fingerprint == draft.fingerprint:
             return runs.load(previous.path)
         if previous is not None and _has_work_under_way(previous):
-            raise SpecError(
-                f"run {previous.id} is {previous.state} and was described differently: {_differences(previous, draft)}",
-                hint="`--new` starts another run; with the old values the same command continues this one",
-            )
-        from luthier import drafts, workbench
-        from luthier.evaluation import judge
-
+            told = drafts.differences(previous, draft)
+            hint = "`--new` starts another run; with the old values the same command continues this one"
+            raise SpecError(f"run {previous.id} is {previous.state} and was described differently: {told}", hint=hint)
         wishes = draft.resolved.experiment.evaluation
         if wishes.judge is not None:
             judge.require(wishes.judge, wishes.compare_base)  # now, not after the training
@@ -164,7 +163,7 @@ class Studio:
 
         if engine == "ray":
             clusters.require(self.home)  # now, not in a process of its own
-        draft, known = roster.describe(_described(experiment), self.home)
+        draft, known = roster.describe(described(experiment), self.home)
         run = self._meant(draft, new, known)
         if run.state != "done" and runs.owner(run.path) is None:
             runs.update(run.path, {"facts": {"engine": engine}})
@@ -249,6 +248,7 @@ class Studio:
         from luthier import afterwards
 
         if isinstance(subject, Run):
+            subject = winner(subject)
             if data is None:
                 return afterwards.of_test(subject, wishes) if wishes else report(subject)
             return afterwards.of_run(subject, data, wishes)
@@ -262,7 +262,7 @@ class Studio:
 
         for run in subjects:
             _reported(run)
-        return compare.compare(subjects)
+        return compare.compare([winner(run) for run in subjects])
 
     def seeds(self, subjects: Sequence[Run]) -> tuple[Seeds, ...]:
         """What runs of one experiment with several seeds say together, metric by metric, the leading one first.
@@ -277,20 +277,32 @@ class Studio:
         """What the tuned model (and with `base` the untuned one) says to each prompt, piece by piece."""
         from luthier import workbench
 
-        return workbench.generate(run, prompts, base)
+        return workbench.generate(winner(run), prompts, base)
 
     def publish(self, run: Run, folder: str | Path, merge: bool = False) -> Published:
         """Pack the run's adapter, or merge it into its base, and prove it in a fresh process. Raises ModelError."""
         from luthier import publishing, workbench
 
+        run = winner(run)
         learned = workbench.learned(run)
         told = report(run) if (run.path / "report.json").is_file() else None
         story = publishing.story_of(workbench.dataset_of(run), told)
         return publishing.publish(learned, workbench.experiment_of(run).model, Path(folder), merge=merge, story=story)
 
 
+def winner(run: Run) -> Run:
+    """The best trial of a search; any other run as it is. Raises NotFound where a search has none yet."""
+    if run.facts.get("kind") != "search":
+        return run
+    if run.facts.get("best") is None:
+        raise NotFound(
+            f"search {run.id} has no winner yet", str(run.path), f"it is {run.state}: `luthier watch {run.id}`"
+        )
+    return runs.load(run.path.parent / run.facts["best"])
+
+
 def report(run: Run) -> Report:
-    """The report of a run's test. Raises NotFound where it has none yet."""
+    """The report of a run's test, of a search its winner's. Raises NotFound where it has none yet."""
     from luthier.evaluation.report import read_json
 
     return read_json(_reported(run) / "report.json")
@@ -329,7 +341,7 @@ def prepare(data: spec.Data | Any, task: str | None = None, seed: int = 0) -> Da
     Of an `Experiment`, or the path of its file, the data with its task and seed.
     """
     if isinstance(data, spec.Experiment) or (isinstance(data, str | Path) and str(data).endswith((".yaml", ".yml"))):
-        experiment = _described(data)
+        experiment = described(data)
         return Studio().prepare(experiment.data, task or experiment.task, seed or experiment.seed)
     return Studio().prepare(data if isinstance(data, spec.Data) else spec.Data(train=data), task, seed)
 
@@ -359,7 +371,7 @@ def _meant(run: Run | str) -> Run:
     return run if isinstance(run, Run) else Studio().find(run)
 
 
-def _described(experiment: Described) -> spec.Experiment:
+def described(experiment: Described) -> spec.Experiment:
     """The experiment itself, or what its file says. Raises SpecError for anything else."""
     if isinstance(experiment, str | Path):
         return spec.load(experiment)
@@ -378,21 +390,8 @@ def _has_work_under_way(run: Run) -> bool:
     return run.state in ("queued", "running")
 
 
-def _differences(previous: Run, draft: Draft) -> str:
-    """The fields on which an earlier run and this experiment disagree, with both values."""
-    before, now = spec.load(previous.path / "resolved.yaml"), draft.resolved.experiment
-    old, new = spec.leaves(before), spec.leaves(now)
-    told = [f"`{path}` ({old.get(path)} → {new.get(path)})" for path in spec.differences(before, now)]
-    if previous.facts["dataset"] != draft.dataset.fingerprint:
-        told.append("`data` (the rows have changed)")
-    if previous.facts.get("regression") != (draft.regression.fingerprint if draft.regression else None):
-        told.append("`evaluation.regression` (its rows)")
-    if previous.facts["revision"] != draft.base.revision and now.model.revision is None:  # else it is named above
-        told.append("`model` (the base's files have changed)")
-    return ", ".join(told)
-
-
 def _reported(run: Run) -> Path:
+    run = winner(run)
     if not (run.path / "report.json").is_file():
         hint = f"it is {run.state}; `luthier resume {run.id}` continues it" if run.state != "done" else None
         raise NotFound(f"run {run.id} has no report yet", where=str(run.path), hint=hint)

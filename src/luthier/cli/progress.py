@@ -139,18 +139,32 @@ def draw(events: Iterable[Event], console: Console, as_json: Callable[[str], Non
         _lines(events, console)
 
 
-def carry(studio: Studio, run: Run, as_json: Callable[[str], None] | None = None) -> Run:
-    """Follow `run` to its rest and give it as it is then. On Ctrl-C or SIGTERM it is asked to save before all ends."""
+Follow = Callable[[Run, Console, "Callable[[str], None] | None"], None]
+"""Shows a run on a console until it rests; each event as a JSON line where a function for those is given."""
+
+
+def carry(studio: Studio, run: Run, as_json: Callable[[str], None] | None = None, follow: Follow | None = None) -> Run:
+    """Follow `run` to its rest (as a run, or by `follow`) and give it as it is then.
+
+    On Ctrl-C or SIGTERM it is asked to save before all ends.
+    """
     console = Console(stderr=True, highlight=False)
     with ending_as_interrupt():
         try:
-            draw(studio.watch(run), console, as_json)
+            if follow is None:
+                draw(studio.watch(run), console, as_json)
+            else:
+                follow(run, console, as_json)
         except KeyboardInterrupt:
-            console.print("stopping: the run saves first (Ctrl-C again leaves it to itself)")
+            console.print(f"stopping: {_kind(run)} saves first (Ctrl-C again leaves it to itself)")
             stopped = studio.stop(run)
             console.print(Text(f"{stopped.state}{how_to_go_on(stopped)}"), soft_wrap=True)
             raise
     return runs.load(run.path)
+
+
+def _kind(run: Run) -> str:
+    return "every trial under way" if run.facts.get("kind") == "search" else "the run"
 
 
 @contextlib.contextmanager

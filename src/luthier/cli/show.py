@@ -1,7 +1,7 @@
 """Results in a terminal: data on standard output, words on standard error; colour only where somebody looks.
 
 Lives here: tables, errors, scores. Does not live here: tokens (`tokens.py`), a plan (`planned.py`), a run on its way
-(`progress.py`), what is shown (`commands.py`).
+(`progress.py`), what is shown (`commands/`).
 """
 
 from __future__ import annotations
