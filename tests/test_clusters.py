@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -99,6 +99,13 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _await(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not what() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert what()
+
+
 @pytest.fixture(scope="module")
 def three(modules: Path) -> Iterator[Nodes]:
     with raycluster.running(3, path=str(modules)) as found:
@@ -123,10 +130,7 @@ def test_a_process_ends_with_the_one_it_helps(nodes: Nodes, tmp_path: Path) -> N
     helper.say("who are you")
     pid = int(next(lines).rsplit(" ", 1)[1])
     cluster.close()
-    until = time.monotonic() + 30
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    _await(lambda: not Path(f"/proc/{pid}").exists())
     cluster = clusters.connect(tmp_path)
     try:
         assert next(cluster.helper(["echoes"], str(tmp_path)).lines()).startswith("environment")
@@ -182,7 +186,6 @@ def test_processes_on_nodes_and_the_death_of_one(nodes: Nodes, tmp_path: Path, m
         assert not list(tmp_path.iterdir())  # what was written to be seen by the nodes is gone
         assert cluster.room() == 3 and cluster.threads == 1
         mine, far = cluster.helper(["echoes"], str(tmp_path)), cluster.helper(["echoes"], "org/base")
-        assert cluster.room() == 3
         heard, lines = mine.lines(), far.lines()
         _, *names = next(heard).split()
         assert not [name for name in names if "RAY_AUTH" in name or name == "HF_TOKEN"]
@@ -192,6 +195,7 @@ def test_processes_on_nodes_and_the_death_of_one(nodes: Nodes, tmp_path: Path, m
         assert first == "good morning" and int(pid) != os.getpid() and mine.returncode is None
         far.say("hello")
         assert next(lines).startswith("hello")
+        _await(lambda: cluster.room() == 3)  # these two, and one more
 
         rest = list[str]()
         listener = threading.Thread(target=lambda: rest.extend(lines))
@@ -211,5 +215,6 @@ def test_processes_on_nodes_and_the_death_of_one(nodes: Nodes, tmp_path: Path, m
         assert next(again.lines()).startswith("environment")
         again.kill()
         assert again.returncode == -signal.SIGKILL
+        _await(lambda: cluster.room() == 2)
     finally:
         cluster.close()

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 import queue
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,9 +32,10 @@ from luthier.errors import MissingExtra, SpecError, TrainingError
 
 OLDEST = (2, 59)  # the first that asks for a token where nobody says otherwise
 LOST = 1  # the code of a process whose node, or whose actor, is gone
-KNOCK_SECONDS, LOOK_SECONDS, END_SECONDS = 60, 60, 5
+REACH_SECONDS, KNOCK_SECONDS, LOOK_SECONDS, END_SECONDS = 5, 60, 60, 5
 _ADDRESS, _MODE, _TOKEN, _TOKEN_PATH = "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _READING = "reading"
+_VERSIONS = "is it up, and is this Ray of its version?"
 _GUIDE = "docs/guides/cluster.md shows how a cluster is started with one"
 
 
@@ -50,7 +53,7 @@ def connect(home: Path) -> Cluster:
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, namespace="luthier", log_to_driver=False, logging_level="error")
+        ray.init(address, namespace="luthier", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as problem:
         hint = "a search is started on a machine that is itself a node of the cluster"
         raise TrainingError(f"cannot join the Ray cluster: {_first_line(problem)}", address, hint) from None
@@ -298,6 +301,7 @@ def _require_a_token() -> None:
 
 def _knock(address: str) -> None:
     """Raises TrainingError unless the cluster lets in who has the token, and nobody else."""
+    _require_somebody(address)
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     with _asking(address, os.environ) as known, _asking(address, without | {_MODE: "disabled"}) as stranger:
         refused, let_in = _answer(known), _answer(stranger) is None
@@ -306,8 +310,18 @@ def _knock(address: str) -> None:
     if refused is not None and "AuthenticationError" in refused:
         raise TrainingError("the Ray cluster does not take our token", address, "all nodes and this one need the same")
     if refused is not None:
-        hint = "is it up, and is this Ray of the cluster's version?"
-        raise TrainingError(f"no Ray cluster answers: {_last_line(refused)}", address, hint)
+        raise TrainingError(f"no Ray cluster answers: {_last_line(refused)}", address, _VERSIONS)
+
+
+def _require_somebody(address: str) -> None:
+    """Ray itself would go on trying for most of a minute."""
+    host, _, port = address.rpartition(":")
+    try:
+        if address != "auto":
+            socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, ValueError) as problem:
+        hint = "HOST:PORT of its head node, 6379 where nobody says otherwise"
+        raise TrainingError(f"no Ray cluster answers: {problem}", address, hint) from None
 
 
 @contextlib.contextmanager

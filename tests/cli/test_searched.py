@@ -196,7 +196,7 @@ def test_a_listing_has_one_line_for_a_search_and_with_its_name_its_trials(luthie
     search = searches.wave(tmp_path / "home")
     listed = luthier("runs").out.splitlines()
     assert len(listed) == 2 and "search: lora" in listed[1] and "best 001: loss 0.4" in listed[1]
-    assert "2 done, 1 pruned, 1 failed, 1 running, 1 queued" in listed[1]
+    assert "2 done, 1 pruned, 1 running, 1 failed, 1 queued" in listed[1]
     [told] = json.loads(luthier("runs", "--json").out)
     assert told["id"] == search.id and told["search"]["trials"]["done"] == 2 and told["search"]["planned"] == 8
     assert told["search"]["best"]["run"] == f"{search.id}.001" and told["search"]["best"]["score"] == 0.4
