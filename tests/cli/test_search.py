@@ -19,6 +19,7 @@ import luthier as lt
 from luthier import engines, roster, runs, spec
 from luthier.cli import searched
 from luthier.runs import Evaluated, Run, Stepped
+from tests.cli import searches
 from tests.cli.conftest import Luthier
 
 SPACE = "{training.learning_rate: [0.003, 0.03], method.rank: [2, 4]}"
@@ -143,6 +144,23 @@ def test_a_clone_has_the_trials_values_but_for_those_that_are_changed(
     assert stopped.code == 0 and trial.id in stopped.err
     assert len(roster.Roster(search).hear()) == 2  # as the search's process does
     assert sorted(run.state for run in trials(tmp_path / "home")) == ["queued", "stopped"]
+
+
+def test_a_search_on_its_way_is_shown_as_it_stands(
+    luthier: Luthier, described: Path, idle: None, tmp_path: Path
+) -> None:
+    luthier("search")
+    [search] = runs.all_runs(tmp_path / "home")
+    trial = roster.Roster(search).make({"method.rank": 4, "training.learning_rate": 0.003}, "sampler")
+    searches.tell(trial, 1, 0.75)
+    said = luthier("show", search.name)
+    assert said.code == 0 and re.search(r"^000 +queued +0\.75.* 0\.003 +4", said.out, re.M) and search.id in said.out
+    assert "no trial has come to its end" in said.err.lower() and "stopped" in said.out
+    told = json.loads(luthier("show", search.name, "--json").out)
+    assert (
+        told["board"]["best"] is None and told["search"]["trials"] == {"queued": 1} and told["search"]["planned"] == 3
+    )
+    assert "state    queued" in luthier("show", trial.id).out  # a trial is shown as a run
 
 
 @pytest.mark.parametrize(

@@ -211,16 +211,6 @@ def test_a_listing_has_one_line_for_a_search_and_with_its_name_its_trials(luthie
         assert said.code == 2 and hint in said.err and "Traceback" not in said.err
 
 
-def test_show_tells_how_a_search_stands(luthier: Luthier, tmp_path: Path) -> None:
-    search = searches.wave(tmp_path / "home")
-    said = luthier("show", "colours")
-    assert said.code == 0 and search.id in said.out and re.search(r"^001★ .*0\.4$", said.out, re.M)
-    assert "1 pruned" in said.err
-    told = json.loads(luthier("show", "colours", "--json").out)
-    assert told["board"] is None and told["search"]["best"]["run"] == f"{search.id}.001"
-    assert "exact_match" not in luthier("show", f"{search.id}.001").err  # a trial is shown as a run
-
-
 def test_a_note_of_progress_is_what_is_done_before_any_trial(tmp_path: Path) -> None:
     search = searches.search(tmp_path)
     followed = looked(search)

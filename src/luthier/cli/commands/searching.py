@@ -64,7 +64,7 @@ def search(
     wishes = [*sets, *([] if seeds is None else [f"search.seeds={seeds}"])]
     here, experiment = common.studio(), common.experiment(file, wishes)
     with screen.busy(READING):
-        run = here.search(experiment, new, engine.value)
+        run = here.search(experiment, new, "ray" if engine is Engine.ray else "here")
     common.carry(here, run, as_json)
 
 
