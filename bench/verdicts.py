@@ -15,9 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from examples import ROOT, encoder_folder
 from kit.machine import facts
 from puzzles import lay
+
+from examples import ROOT, encoder_folder
 
 SHARED = ROOT.parent / "shared"
 RESULTS = ROOT / "bench" / "results" / "verdicts.json"

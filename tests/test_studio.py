@@ -15,7 +15,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from luthier import engines, runs, spec, workbench, worker
+from luthier import drafts, engines, runs, spec, workbench, worker
 from luthier.errors import ModelError, NotFound, SpecError
 from luthier.studio import Studio, report
 from tests import rows
@@ -174,7 +174,7 @@ def test_a_base_whose_files_changed_is_refused_by_every_verb_of_the_run(
     base = tiny("tiny_llama", tmp_path / "base")
     wishes = {"model": str(base), "method": method, "task": "generation", "evaluation": {"max_new_tokens": 4}}
     run = studio.tune(experiment(**wishes))
-    begun = studio._create(studio.draft(experiment(**wishes)))
+    begun = drafts.create(studio.draft(experiment(**wishes)), studio.home)
     assert run.state == "done"
     changed(base)
     for verb in (lambda: list(studio.generate(run, ["item 3?"], base=True)), lambda: workbench.of_run(begun)):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import luthier
-from luthier import presets, runs, spec
+from luthier import presets, runs, spec, workbench
 from luthier.data.prepare import Dataset, prepare, prepare_beside
 from luthier.errors import SpecError, here
-from luthier.evaluation import metrics
+from luthier.evaluation import judge, metrics
 from luthier.models import facts
 from luthier.runs import Run
 
@@ -57,6 +57,32 @@ def draft(experiment: spec.Experiment, home: Path) -> Draft:
     rows = dataset.fingerprint + (f" {regression.fingerprint}" if regression else "")
     fingerprint = spec.fingerprint(resolved.experiment, rows, revision)
     return Draft(resolved, chosen, dataset, base, revision, fingerprint, chosen.seed, regression)
+
+
+def wanted(experiment: spec.Experiment, home: Path, new: bool = False, further: int = 0) -> Run:
+    """The run that `experiment` means, begun by nobody; with `further`, the one whose seed is raised by so much."""
+    described = draft(experiment, home)
+    return meant(reseeded(described, further) if further else described, home, new)
+
+
+def meant(draft: Draft, home: Path, new: bool = False) -> Run:
+    """The newest run of the draft's name if it is the same; else, or where `new`, another one.
+
+    Raises SpecError where that would leave work behind, DataError where the gate refuses the rows.
+    """
+    previous = None if new else runs.newest_of_name(home, draft.name)
+    if previous is not None and previous.fingerprint == draft.fingerprint:
+        return runs.load(previous.path)
+    if previous is not None and _has_work_under_way(previous):
+        raise SpecError(
+            f"run {previous.id} is {previous.state} and was described differently: {_differences(previous, draft)}",
+            hint="`--new` starts another run; with the old values the same command continues this one",
+        )
+    wishes = draft.resolved.experiment.evaluation
+    if wishes.judge is not None:
+        judge.require(wishes.judge, wishes.compare_base)  # now, not after the training
+    workbench.judge(draft.resolved.experiment, draft.dataset)
+    return create(draft, home)
 
 
 def create(draft: Draft, home: Path, run_id: str | None = None, known: Mapping[str, Any] | None = None) -> Run:
@@ -134,3 +160,24 @@ def pinned(resolved: presets.Resolved, commit: str | None) -> presets.Resolved:
     whole = spec.Experiment.model_construct(resolved.experiment.model_fields_set, **fields)
     origin = f"you (`{model.revision}`, as it was)" if model.revision else "default (the newest commit, as it was)"
     return replace(resolved, experiment=whole, origins={**resolved.origins, "model.revision": origin})
+
+
+def _has_work_under_way(run: Run) -> bool:
+    """Whether another run in its place would leave work behind: one at work, or a checkpoint to continue from."""
+    if run.state in ("stopped", "interrupted"):
+        return any((run.path / "checkpoints").glob("step-*"))
+    return run.state in ("queued", "running")
+
+
+def _differences(previous: Run, draft: Draft) -> str:
+    """The fields on which an earlier run and this experiment disagree, with both values."""
+    before, now = spec.load(previous.path / "resolved.yaml"), draft.resolved.experiment
+    old, new = spec.leaves(before), spec.leaves(now)
+    told = [f"`{path}` ({old.get(path)} → {new.get(path)})" for path in spec.differences(before, now)]
+    if previous.facts["dataset"] != draft.dataset.fingerprint:
+        told.append("`data` (the rows have changed)")
+    if previous.facts.get("regression") != (draft.regression.fingerprint if draft.regression else None):
+        told.append("`evaluation.regression` (its rows)")
+    if previous.facts["revision"] != draft.revision and now.model.revision is None:  # else it is named above
+        told.append("`model` (the base's files have changed)")
+    return ", ".join(told)

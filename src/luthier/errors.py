@@ -6,7 +6,7 @@ Every error a user can cause is a `LuthierError`; anything else that escapes is 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -50,6 +50,21 @@ class MissingExtra(LuthierError, ImportError):
 
     def __init__(self, message: str, where: str | None = None, hint: str | None = None) -> None:
         LuthierError.__init__(self, message, where, hint)
+
+
+def in_words(error: LuthierError) -> dict[str, str | None]:
+    """An error as plain values, to be written down or told to another process."""
+    return {"kind": type(error).__name__, "message": error.message, "where": error.where, "hint": error.hint}
+
+
+def as_it_was(words: Mapping[str, str | None]) -> LuthierError:
+    """The error that `in_words` told; of a kind nobody knows, a TrainingError."""
+    kinds = {kind.__name__: kind for kind in _kinds(LuthierError)}
+    return kinds.get(words["kind"] or "", TrainingError)(words["message"] or "", words["where"], words["hint"])
+
+
+def _kinds(of: type[LuthierError]) -> list[type[LuthierError]]:
+    return [each for kind in of.__subclasses__() for each in (kind, *_kinds(kind))]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

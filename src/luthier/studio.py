@@ -101,39 +101,24 @@ class Studio:
 
         `further` k > 0: the same experiment on the same rows with its seed + k, as a run named NAME-seedK.
         """
+        experiment = _described(experiment)
         with engines.early(self.home) as worker:
-            from luthier import drafts  # heavy: while the worker imports its own
+            wish = {"home": str(self.home), "new": new, "further": further}
+            run = engines.drafted(worker, experiment, wish) if worker else None
+            if run is None:
+                from luthier import drafts
 
-            draft = self.draft(experiment)
-            run = self._meant(drafts.reseeded(draft, further) if further else draft, new)
+                run = drafts.wanted(experiment, self.home, new, further)
             done = run.state == "done" and not run.facts.get("unjudged")  # what a judge did not answer is asked again
             return run if done else engines.start(run, worker)
 
-    def _meant(self, draft: Draft, new: bool) -> Run:
-        previous = None if new else runs.newest_of_name(self.home, draft.name)
-        if previous is not None and previous.fingerprint == draft.fingerprint:
-            return runs.load(previous.path)
-        if previous is not None and _has_work_under_way(previous):
-            raise SpecError(
-                f"run {previous.id} is {previous.state} and was described differently: {_differences(previous, draft)}",
-                hint="`--new` starts another run; with the old values the same command continues this one",
-            )
-        from luthier import drafts, workbench
-        from luthier.evaluation import judge
-
-        wishes = draft.resolved.experiment.evaluation
-        if wishes.judge is not None:
-            judge.require(wishes.judge, wishes.compare_base)  # now, not after the training
-        workbench.judge(draft.resolved.experiment, draft.dataset)
-        return drafts.create(draft, self.home)
-
     def ladder(self, experiment: Described, shots: int | None = None, show: Show | None = None) -> Ladder:
         """The cheapest way to use the base that is enough; see `climbing.climb`. Raises what `tune` does."""
-        from luthier import climbing
+        from luthier import climbing, drafts
 
         draft = self.draft(experiment)
         base = climbing.Base(draft.chosen, draft.resolved.experiment.model, draft.facts, draft.revision, draft.dataset)
-        return climbing.climb(self.home, base, lambda each: self._meant(self.draft(each), False), shots, show)
+        return climbing.climb(self.home, base, lambda each: drafts.meant(self.draft(each), self.home), shots, show)
 
     def resume(self, run: Run) -> Run:
         """Continue an unfinished run, or find the worker it has; a run that is done is given back as it is."""
@@ -236,11 +221,7 @@ def report(run: Run) -> Report:
 
 def failure(run: Run) -> LuthierError | None:
     """What ended a failed run, as the error it was."""
-    if run.error is None:
-        return None
-    kinds = {kind.__name__: kind for kind in (errors.SpecError, errors.DataError, errors.ModelError, errors.NotFound)}
-    kind = kinds.get(run.error["kind"] or "", errors.TrainingError)
-    return kind(run.error["message"] or "", run.error["where"], run.error["hint"])
+    return None if run.error is None else errors.as_it_was(run.error)
 
 
 def done(run: Run) -> Run:
@@ -309,27 +290,6 @@ def _described(experiment: Described) -> spec.Experiment:
             f"an Experiment or the path of its file is needed, not a {type(experiment).__name__}", hint=hint
         )
     return experiment
-
-
-def _has_work_under_way(run: Run) -> bool:
-    """Whether another run in its place would leave work behind: one at work, or a checkpoint to continue from."""
-    if run.state in ("stopped", "interrupted"):
-        return any((run.path / "checkpoints").glob("step-*"))
-    return run.state in ("queued", "running")
-
-
-def _differences(previous: Run, draft: Draft) -> str:
-    """The fields on which an earlier run and this experiment disagree, with both values."""
-    before, now = spec.load(previous.path / "resolved.yaml"), draft.resolved.experiment
-    old, new = spec.leaves(before), spec.leaves(now)
-    told = [f"`{path}` ({old.get(path)} → {new.get(path)})" for path in spec.differences(before, now)]
-    if previous.facts["dataset"] != draft.dataset.fingerprint:
-        told.append("`data` (the rows have changed)")
-    if previous.facts.get("regression") != (draft.regression.fingerprint if draft.regression else None):
-        told.append("`evaluation.regression` (its rows)")
-    if previous.facts["revision"] != draft.revision and now.model.revision is None:  # else it is named above
-        told.append("`model` (the base's files have changed)")
-    return ", ".join(told)
 
 
 def _reported(run: Run) -> Path:
