@@ -62,7 +62,7 @@ class Studio:
         """
         from luthier import workbench
 
-        draft = experiment if isinstance(experiment, Draft) else self.draft(experiment)
+        draft = self.draft(experiment) if isinstance(experiment, Described) else experiment
         planned = workbench.plan(draft.resolved, draft.dataset)
         return workbench.measured(draft.resolved, draft.dataset, planned) if measure else planned
 
@@ -74,7 +74,7 @@ class Studio:
         """
         from luthier import looking
 
-        draft = experiment if isinstance(experiment, Draft) else self.draft(experiment)
+        draft = self.draft(experiment) if isinstance(experiment, Described) else experiment
         return looking.look(draft.resolved, draft.dataset, rows, worst)
 
     def lengths(self, experiment: Described, dataset: Dataset) -> tuple[LengthAdvice, spec.Training]:
