@@ -60,9 +60,9 @@ class Studio:
         With `measure`, memory and time are those of the longest and some typical steps, run in a process of its own
         for up to 20 seconds.
         """
-        from luthier import workbench
+        from luthier import drafts, workbench
 
-        draft = self.draft(experiment) if isinstance(experiment, Described) else experiment
+        draft = experiment if isinstance(experiment, drafts.Draft) else self.draft(experiment)
         planned = workbench.plan(draft.resolved, draft.dataset)
         return workbench.measured(draft.resolved, draft.dataset, planned) if measure else planned
 
@@ -72,9 +72,9 @@ class Studio:
         A name is a number (`17`), a range (`1-10`), a split (`test`, `test:3`), a file and line (`rows.jsonl:17`). With
         `worst` those among them (without names: among all) that are longest, lose most tokens, are trained least.
         """
-        from luthier import looking
+        from luthier import drafts, looking
 
-        draft = self.draft(experiment) if isinstance(experiment, Described) else experiment
+        draft = experiment if isinstance(experiment, drafts.Draft) else self.draft(experiment)
         return looking.look(draft.resolved, draft.dataset, rows, worst)
 
     def lengths(self, experiment: Described, dataset: Dataset) -> tuple[LengthAdvice, spec.Training]:
