@@ -31,7 +31,8 @@ few = dict(object_store_memory={MEMORY}, include_dashboard=False)
 count, cores = map(int, sys.argv[1:])
 cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, **few))
 nodes = [cluster.add_node(num_cpus=cores, **few) for _ in range(count)]
-print("cluster", cluster.address, *(node.node_id for node in nodes), file=sys.stderr, flush=True)
+told = [(node.node_id, node.all_processes["raylet"][0].process.pid) for node in nodes]
+print("cluster", cluster.address, *(word for each in told for word in each), file=sys.stderr, flush=True)
 for line in sys.stdin:
     [node] = [node for node in nodes if node.node_id == line.strip()]
     cluster.remove_node(node, allow_graceful=False)
@@ -42,10 +43,10 @@ cluster.shutdown()
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """The cluster's address, the ids of its nodes (its head, which computes nothing, is not among them)."""
+    """The cluster's address; its nodes' ids and the process that each is. The head, which computes nothing, is none."""
 
     address: str
-    ids: tuple[str, ...]
+    raylets: dict[str, int]
     keeper: subprocess.Popen[str]
 
     def kill(self, node: str) -> None:
@@ -70,8 +71,8 @@ def running(count: int, cores: int = 1, token: str | None = TOKEN, path: str = "
     )
     assert keeper.stdin is not None
     try:
-        told = _told(keeper, "cluster")
-        yield Nodes(told[0], tuple(told[1:]), keeper)
+        address, *told = _told(keeper, "cluster")
+        yield Nodes(address, dict(zip(told[::2], map(int, told[1::2]), strict=True)), keeper)
     finally:
         keeper.stdin.close()
         try:

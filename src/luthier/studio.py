@@ -167,7 +167,7 @@ class Studio:
         run = self._meant(draft, new, known)
         if run.state != "done" and runs.owner(run.path) is None:
             runs.update(run.path, {"facts": {"engine": engine}})
-        return run if run.state == "done" else engines.start(run)
+        return run if run.state == "done" else engines.start(runs.load(run.path))
 
     def add(self, search: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         """Another trial for a search that is not done: parameter's path → value, everything else as the file says.
