@@ -14,7 +14,8 @@ spread lowest and highest; a turn during which others used more than a tenth of 
 from each round's own times. `against_processes`: how many times faster than single-threaded processes, one a core, that
 train one trial after another.
 
-**memory.** Each number of slots in a fresh process, the longest micro-batch and an update; beyond what the process held before the base.
+**memory.** Each number of slots in a fresh process, the longest micro-batch and an update; beyond what the process held
+before the base.
 """
 
 from __future__ import annotations
