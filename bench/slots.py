@@ -7,14 +7,15 @@ The tiny Llama (15 M parameters, random weights, float32), LoRA of rank 8 withou
 layer or of the upper half, cls rows, 8 an update and slot, through luthier's own loop. Slots see the same rows in the
 same order, as trials of one seed do, but in `upper, own rows`, where each has its own order and nothing can be shared.
 
-**speed.** Two processes hold bases with 1, 2, 4, 8, 16 slots and are told what to do: one of them alone on one thread
-or on all, or both at once on one thread each. All ways are measured in turns; figures are medians over the rounds,
-spread lowest and highest; a turn during which others used more than a tenth of a core is done again, at most twice.
+**speed.** A process a core holds bases with 1, 2, 4, 8, 16 slots and is told what to do: one of them alone, or all at
+once, on one thread each. All ways are measured in turns; figures are medians over the rounds,
+lowest and highest; `foreign_cores` is what others used of our cores meanwhile.
 `gain` says how many times faster the slots are in one forward than one after another in the same process or processes,
 from each round's own times. `against_processes`: how many times faster than single-threaded processes, one a core, that
 train one trial after another.
 
-**memory.** Each number of slots in a fresh process, the longest micro-batch and an update; beyond what the process held before the base.
+**memory.** Each number of slots in a fresh process, the longest micro-batch and an update; beyond what the process held
+before the base.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -42,7 +44,7 @@ from luthier.train.measure import most_resident_bytes, resident_bytes
 RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results" / "slots.json"
 COUNTS, MANY = (1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32, 64)
 KINDS = ("all layers", "upper half", "upper half, own rows")
-ROUNDS, BATCH, RANK, FOREIGN = 5, 8, 8, 0.1
+ROUNDS, BATCH, RANK = 3, 8, 8
 LAYERS = workloads.SHAPES["tiny"].layers
 LINEARS = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
 
@@ -126,54 +128,48 @@ class Child:
         self._process.wait()
 
 
-def timed(children: list[Child], kind: str, slots: int, threads: int) -> float:
-    """Seconds of an update, of the slower process if several work at once; again where others disturbed it."""
-    count, best = max(1, 4 // slots), float("inf")
-    for _ in range(3):
-        busy, started = machine.busy_seconds(), time.perf_counter()
-        for child in children:
-            child.ask(kind, slots, threads, count)
-        told = [child.answer() for child in children]
-        wall = time.perf_counter() - started
-        best = min(best, max(seconds for seconds, _ in told) / count)
-        if machine.busy_seconds() - busy - sum(cpu for _, cpu in told) < max(FOREIGN * wall, 0.03):
-            break
-    return best
+def timed(children: list[Child], kind: str, slots: int, threads: int) -> tuple[float, float]:
+    """Seconds of an update, of the slower process if several work at once; and how many cores others used meanwhile."""
+    count = max(1, 4 // slots)
+    busy, started = machine.busy_seconds(), time.perf_counter()
+    for child in children:
+        child.ask(kind, slots, threads, count)
+    told = [child.answer() for child in children]
+    wall = time.perf_counter() - started
+    foreign = machine.busy_seconds() - busy - sum(cpu for _, cpu in told)
+    return max(seconds for seconds, _ in told) / count, max(0.0, foreign) / wall
 
 
-def speed(model: Path, room: Path) -> dict:
-    """Every way of every kind in turns."""
+def speed(model: Path, room: Path) -> Iterator[dict]:
+    """Every way of every kind in turns; what is known after each round."""
     cores = len(os.sched_getaffinity(0))
     children = [Child(model, room / str(number)) for number in range(cores)]
-    ways = {"one thread": (1, 1), "all threads": (1, cores), "a process a core": (cores, 1)}
-    plan = [(kind, slots) for kind in KINDS for slots in COUNTS]
-    told: dict[str, dict[str, dict[int, list[float]]]] = {k: {w: {n: [] for n in COUNTS} for w in ways} for k in KINDS}
+    ways = {"one thread": (1, 1)} | ({"a process a core": (cores, 1)} if cores > 1 else {})
+    plan = [(kind, slots) for kind in KINDS for slots in (COUNTS if "own" not in kind else COUNTS[::3])]
+    told: dict[tuple[str, int, str], list[float]] = defaultdict(list)
+    others: list[float] = []
     for kind, slots in plan:  # made and warmed up, all processes at once
         timed(children, kind, slots, 1)
-    for _ in range(ROUNDS):
+    for round_ in range(ROUNDS):
         for kind, slots in plan:
             for way, (processes, threads) in ways.items():
-                if "own" not in kind or way == "one thread":
-                    told[kind][way][slots].append(timed(children[:processes], kind, slots, threads))
+                seconds, foreign = timed(children[:processes], kind, slots, threads)
+                told[kind, slots, way].append(seconds)
+                others.append(foreign)
+        found: dict = {"rounds": round_ + 1, "foreign_cores": _middle(others)}
+        for kind, slots in plan:
+            for way, (processes, _) in ways.items():
+                one, all_ = told[kind, 1, way], told[kind, slots, way]
+                gains = [slots * a / b for a, b in zip(one, all_, strict=True)]
+                figures = {"seconds": _middle(all_), "gain": _middle(gains)}
+                if cores > 1:
+                    apart = told[kind, 1, "a process a core"]
+                    rates = [processes * slots / b / (cores / a) for a, b in zip(apart, all_, strict=True)]
+                    figures["against_processes"] = _middle(rates)
+                found.setdefault(kind, {}).setdefault(way, {})[slots] = figures
+        yield found
     for child in children:
         child.close()
-    figures: dict[str, dict] = {}
-    for kind, found in told.items():
-        apart = found["a process a core"]
-        figures[kind] = {way: _figures(each, apart, ways[way][0], cores) for way, each in found.items() if each[1]}
-    return figures
-
-
-def _figures(seconds: dict[int, list[float]], apart: dict[int, list[float]], processes: int, cores: int) -> dict:
-    """By the number of slots: seconds of an update of all, and the ratios."""
-    found = {}
-    for slots, each in seconds.items():
-        gain = [slots * one / all_ for one, all_ in zip(seconds[1], each, strict=True)]
-        found[slots] = {"seconds": _middle(each), "gain": _middle(gain)}
-        if apart[1]:
-            rate = [processes * slots / all_ / (cores / one) for one, all_ in zip(apart[1], each, strict=True)]
-            found[slots]["against_processes"] = _middle(rate)
-    return found
 
 
 def _middle(each: list[float]) -> list[float]:
@@ -184,7 +180,7 @@ def _middle(each: list[float]) -> list[float]:
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-def memory(model: Path, room: Path) -> dict:
+def memory(model: Path, room: Path) -> Iterator[dict]:
     """Peak MB by kind and number of slots."""
     found: dict[str, dict[int, int]] = {}
     for kind, counts in zip(KINDS, (MANY, MANY[::3]), strict=False):
@@ -192,8 +188,7 @@ def memory(model: Path, room: Path) -> dict:
             command = [sys.executable, __file__, "hold", str(model), str(room), kind, str(slots)]
             said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             found.setdefault(kind, {})[slots] = round(json.loads(said.splitlines()[-1]) / 1e6)
-            print(kind, slots, found[kind][slots], "MB", flush=True)
-    return found
+            yield found
 
 
 def main() -> None:
@@ -201,9 +196,10 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory(prefix="luthier-bench-") as place:
         model = workloads.make_model(workloads.SHAPES["tiny"], Path(place) / "model")
-        results[sys.argv[1]] = {"machine": machine.facts()} | what(model, Path(place))
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results[sys.argv[1]], indent=1))
+        for found in what(model, Path(place)):
+            results[sys.argv[1]] = {"machine": machine.facts()} | found
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_a_clone_has_the_trials_values_but_for_those_that_are_changed(
     assert said.code == 0 and "method.rank 8" in said.err and "training.learning_rate 0.003" in said.err
     stopped = luthier("search", "stop", trial.id)
     assert stopped.code == 0 and trial.id in stopped.err
-    assert len(roster.Roster(search).hear()) == 2  # as the search's process does
+    assert len(roster.Roster(search).hear(())) == 2  # as the search's process does
     assert sorted(run.state for run in trials(tmp_path / "home")) == ["queued", "stopped"]
 
 
@@ -155,12 +155,12 @@ def test_a_search_on_its_way_is_shown_as_it_stands(
     searches.tell(trial, 1, 0.75)
     said = luthier("show", search.name)
     assert said.code == 0 and re.search(r"^000 +queued +0\.75.* 0\.003 +4", said.out, re.M) and search.id in said.out
-    assert "no trial has come to its end" in said.err.lower() and "stopped" in said.out
+    assert "nothing can be said of validation loss" in said.err and "stopped" in said.out and "3 to come" in said.err
     told = json.loads(luthier("show", search.name, "--json").out)
     assert (
         told["board"]["best"] is None and told["search"]["trials"] == {"queued": 1} and told["search"]["planned"] == 3
     )
-    assert "state    queued" in luthier("show", trial.id).out  # a trial is shown as a run
+    assert re.search(r"^state +queued", luthier("show", trial.id).out, re.M)  # a trial is shown as a run
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_ctrl_c_saves_every_trial_and_says_how_to_go_on(
 @pytest.mark.slow
 def test_an_interrupt_of_a_real_search_leaves_it_to_be_continued(tmp_path: Path, described: Path) -> None:
     home = tmp_path / "home"
-    environment = os.environ | {"LUTHIER_HOME": str(home)}
+    environment = os.environ | {"LUTHIER_HOME": str(home), "PYTHONPATH": str(Path(lt.__file__).parents[1])}
     words = [sys.executable, "-m", "luthier", "search", "--set", "training.max_steps=50000"]
     child = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     wait(lambda: any(isinstance(event, Stepped) for run in trials(home) for event in runs.read_events(run.path)), child)

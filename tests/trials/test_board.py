@@ -110,7 +110,7 @@ def test_several_seeds_of_the_winner_are_no_trials_of_the_search() -> None:
     own = found.winner.objective[0]  # type: ignore[index,union-attr]
     assert (
         found.repeats.mean == pytest.approx((own + 2.3) / 3)
-        and "the 2 that chose nothing: 1.150" in found.repeats.sentence
+        and "without the seed that was chosen 1.150" in found.repeats.sentence
     )
     assert found.pruned.planned == 16 * 300
 

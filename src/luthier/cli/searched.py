@@ -182,7 +182,7 @@ def counts(followed: Following, now: float) -> str:
     """`7 done · 3 pruned · 4 running · 2 left · 0:41 left`"""
     by_state = Counter(row.state for row in followed.rows.values())
     told = [f"{by_state[state]} {state}" for state in COUNTED if by_state[state]]
-    if not followed.at_rest and followed.left():
+    if followed.run.state not in ENDED and followed.left():
         told.append(f"{followed.left()} to come")
     if followed.run.facts.get("best") and not followed.at_rest and followed.doing:
         told.append(followed.doing)

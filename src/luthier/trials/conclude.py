@@ -321,7 +321,7 @@ def _repeats(winner: Entry, seeded: Sequence[Entry], lead: Aim) -> Repeats | Non
     half = statistics.student(len(values) - 1) * spread / math.sqrt(len(values))
     span = lead.span(mean, mean - half, mean + half)
     said = f"The winner's values with {len(values)} seeds: {span} on average, spread {lead.gap(spread)}"
-    said += f"; the {len(found)} that chose nothing: {lead.say(further)}"
+    said += f"; without the seed that was chosen {lead.say(further)}"
     numbers = (winner.number, *(entry.number for entry in found))
     return Repeats(numbers, tuple(map(float, values)), mean, spread, said)
 
