@@ -71,6 +71,11 @@ def test_the_winners_verdict_stands_there_with_a_way_to_its_report() -> None:
     check_markup(page.render(dataclasses.replace(found, tested=winner)))
 
 
+def test_a_base_in_a_folder_goes_by_its_own_name() -> None:
+    text = page.render(conclude(made.search(facts={"model": "/home/somebody/models/small"}), made.trials(3), {}, {}))
+    assert "model <b>small</b>" in text and "somebody" not in text
+
+
 def test_hostile_texts_are_texts() -> None:
     text = page.render(hostile())
     check_markup(text, frozenset([f"../{made.ID}.000/report.html"]))
