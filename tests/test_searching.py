@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -10,10 +12,12 @@ from typing import Any
 
 import pytest
 
+import luthier
 from luthier import engines, handing, roster, runs, searching, spec, worker
 from luthier.errors import DataError, LuthierError, SpecError, TrainingError
 from luthier.runs import Noted, Run
-from luthier.studio import Studio
+from luthier.studio import Studio, report
+from luthier.trials import board
 from tests import rows
 from tests.formulas import Died, Waves
 
@@ -318,7 +322,7 @@ def test_a_wish_that_cannot_be_meant_is_refused_at_once(studio: Studio, experime
         studio.add(search, {"method.rank": 2})
     runs.update(search.path, {"state": "stopped", "facts": {"best": None}})
     search = runs.load(search.path)
-    for values in ({"method.rnk": 2}, {"method.rank": "much"}, {"data.limit": 3}):
+    for values in ({"method.rnk": 2}, {"method.rank": "much"}, {"data.limit": 3}, {"seed": "one"}, {"name": "x"}):
         with pytest.raises(SpecError):
             studio.add(search, values)
     assert studio.add(search, {}) == {}  # the file's own values
@@ -354,3 +358,37 @@ def test_the_winner_is_trained_with_further_seeds_on_the_same_rows(
     assert [run.facts["values"] for run in seeded] == [best.facts["values"] | {"seed": seed} for seed in (1, 2)]
     assert {run.facts["dataset"] for run in trials(search)} == {search.facts["dataset"]}
     assert {run.facts["drawn_by"] for run in seeded} == {0} and tested == [best.id]
+
+
+# --- processes
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_real_processes_killed_and_begun_again_give_the_winners_run(
+    tmp_path: Path, experiment: Experiments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wave, then the search itself is killed (signal 9); the same call goes on and prints the winner's verdict."""
+    monkeypatch.setenv("LUTHIER_HOME", str(tmp_path / "home"))
+    given = spec.changed(experiment(), ["search=null", "training.num_epochs=2", "evaluation.compare_base=false"])
+    wishes = {"space": RATES, "sampler": "grid", "pruner": "none", "at_once": 1}
+    studio, search = Studio(), None
+    search = studio.search(experiment(wishes, training={"num_epochs": 2}, evaluation={"compare_base": False}))
+    owner = None
+    while owner is None:
+        begun = [run for run in trials(search) if run.state == "running"]
+        owner = runs.owner(begun[0].path) if begun else None
+    os.kill(owner["pid"], signal.SIGKILL)
+    while not noted(search, "retry"):
+        time.sleep(0.05)
+    holder = runs.owner(search.path)
+    assert holder is not None
+    os.kill(holder["pid"], signal.SIGKILL)
+    while runs.owner(search.path) is not None:
+        time.sleep(0.05)
+    assert runs.load(search.path).state == "interrupted"
+    winner = luthier.search(given, **wishes)
+    done = runs.load(search.path)
+    assert done.state == "done" and winner.id == done.facts["best"] and states(done) == ["done"] * 4
+    assert report(winner).verdict in capsys.readouterr().out and report(done).verdict == report(winner).verdict
+    assert board.read_json(done.path / board.FILE).best == winner.facts["number"]
+    assert (done.path / board.PAGE).is_file()
+    assert luthier.search(given, **wishes).id == winner.id

@@ -200,18 +200,6 @@ def test_an_experiment_is_frozen_and_travels():
             "`data` leaves nothing to train on: the shares of `validation` and `test` reach 1",
         ),
         ({"data": {"train": "x", "labels": ["a", "a"]}}, "`data.labels` must not name the same label twice"),
-        (
-            {"search": {"space": {"method.rank": 8}}},
-            "`search.space` needs for `method.rank` a list of choices or {log|uniform|int: [low, high]}",
-        ),
-        (
-            {"search": {"space": {"method.rank": {"log": [0, 8]}}}},
-            "`search.space` needs the lower number first for `method.rank`, above 0",
-        ),
-        (
-            {"search": {"space": {"search.trials": [1]}}},
-            "`search.space` has `search.trials`, which is not a parameter of a trial",
-        ),
     ],
 )
 def test_refusals_name_parameter_bound_and_value(fields, message):
@@ -300,6 +288,12 @@ def test_a_space_of_alpha_and_rate_is_warned_about():
     assert any("one of them is enough" in line for line in spec.advice(experiment(search={"space": space})))
     del space["method.alpha"]
     assert spec.advice(experiment(search={"space": space})) == []
+
+
+def test_a_loss_that_means_something_else_in_each_trial_is_warned_about():
+    space = {"model.name": ["a", "b"]}
+    assert any("another loss" in line for line in spec.advice(experiment(search={"space": space})))
+    assert spec.advice(experiment(search={"space": space, "objective": "exact_match"})) == []
 
 
 # --- what was chosen, fingerprints -----------------------------------------------------------------------------------

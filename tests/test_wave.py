@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ import pytest
 from safetensors.torch import load_file
 
 from luthier import assessment, ownership, runs, workbench, worker
+from luthier.errors import TrainingError
 from luthier.evaluation import ask, metrics, predictions
 from luthier.evaluation.report import read_json
+from luthier.models import methods
+from luthier.sharing import Group
 from luthier.studio import Studio, failure
+from luthier.trials import rows as rows_of_trials
 from tests import rows
 from tests.waves import SPREAD, TRAINING, Trials
 
@@ -69,6 +75,14 @@ def test_a_trial_beside_others_equals_the_run_it_would_be_alone(ridden: Trials) 
         best = [[event.step for event in of(run, runs.Evaluated) if event.best] for run in (path, alone)]
         assert best[0] == best[1] and steps_kept(path) == steps_kept(alone)
         assert far(path, alone) < ROUNDING
+
+
+def test_what_the_rows_were_worth_is_kept_with_the_weights_that_are(ridden: Trials) -> None:
+    for path in ridden.made:
+        kept = rows_of_trials.read(path)
+        assert kept is not None and len(kept.ids) == len(set(kept.ids)) > 1
+        best = [event for event in of(path, runs.Evaluated) if event.best][-1]
+        assert sum(kept.values["loss"]) / sum(kept.sizes["loss"]) == pytest.approx(best.scores["loss"], rel=1e-6)
 
 
 def vars_of(event: Any, name: str) -> Any:
@@ -201,9 +215,8 @@ def test_a_trial_that_ended_unheard_is_told_and_not_done_again(ridden: Trials, m
 
 def test_generated_metrics_are_measured_for_all_slots_and_kept_with_the_weights(tmp_path: Path) -> None:
     """The same rows, rules and metrics as a report has, on validation rows; also where a slot has virtual tokens."""
-    prompt = {"method": {"type": "prompt_tuning", "virtual_tokens": 3, "init_method": "vocabulary"}}
     trials = Trials(tmp_path, objective="exact_match, perplexity, size")
-    paths = trials.add({}, {"seed": 5}, prompt)
+    paths = trials.add({}, {"seed": 5}, {"method": PROMPT})
     assert trials.wave(slots=3) == 0, (trials.folder / "log").read_text()
     for path in paths:
         run = runs.load(path)
@@ -224,6 +237,55 @@ def on_validation(run: runs.Run) -> float:
     found = metrics.measure(metrics.METRICS["perplexity"], told)
     assert found is not None
     return found.score.value
+
+
+PROMPT = {"type": "prompt_tuning", "virtual_tokens": 3, "init_method": "vocabulary"}
+
+
+@pytest.mark.parametrize(("kind", "data"), [("tiny_bert", rows.labels), ("tiny_t5", rows.pairs)])
+def test_trials_of_every_family_equal_the_runs_they_would_be_alone(
+    kind: str, data: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """An encoder's slots have a head each; LoRA and a soft prompt share a base."""
+    task = "classification" if kind == "tiny_bert" else "generation"
+    objective = "accuracy" if kind == "tiny_bert" else "loss"
+    layers = ["query"] if kind == "tiny_bert" else ["q"]
+    trials = Trials(tmp_path, kind, data=str(data(tmp_path)), task=task, objective=objective)
+    lora = {"method.target_modules": layers}
+    changes = (lora, {"method": PROMPT}, lora | {"seed": 3})
+    paths = trials.add(*changes)
+    assert trials.wave() == 0, (trials.folder / "log").read_text()
+    assert states(paths) == ["done"] * 3
+    assert all("accuracy" in runs.load(path).facts["scores"] for path in paths) == (kind == "tiny_bert")
+    for path, change in zip(paths, changes, strict=True):
+        alone = trials.alone(change)
+        assert worker.work(alone, lambda: False) == 0 and far(path, alone) < ROUNDING
+
+
+def test_trials_of_one_rendering_share_their_rows_and_a_trial_of_another_base_is_refused(tmp_path: Path) -> None:
+    trials = Trials(tmp_path)
+    short = {"training.max_seq_length": 40}
+    lora, other, prompt, cut = (runs.load(path) for path in trials.add({}, SPREAD[1], {"method": PROMPT}, short))
+    group = Group(lora, ())
+    one = group.laid(lora).bench
+    assert group.laid(other).bench.train is one.train and group.laid(other).bench.experiment.method.rank == 4
+    assert group.laid(prompt).bench.validation is one.validation and group.laid(prompt).bench.rules.virtual_tokens == 3
+    assert group.laid(cut).bench.rules.max_seq_length == 40
+    [stranger] = trials.add({"model": {"name": trials.values["model"], "dtype": "bfloat16"}})
+    with pytest.raises(TrainingError, match="another base"):
+        group.laid(runs.load(stranger))
+
+
+def test_a_base_that_was_lent_is_loaded_anew_and_nothing_hangs_on_it(tmp_path: Path) -> None:
+    trials = Trials(tmp_path)
+    [path] = trials.add({})
+    group = Group(runs.load(path), ())
+    first = group.lend()
+    methods.attach(first, [group.laid(runs.load(path)).bench.experiment.method], [1])
+    held, names = weakref.ref(first.model), {name for name, _ in first.model.named_modules()}
+    del first
+    again = group.lend()
+    assert held() is None and {name for name, _ in again.model.named_modules()} < names
 
 
 def test_full_tuning_rides_alone_on_a_base_loaded_anew(tmp_path: Path) -> None:

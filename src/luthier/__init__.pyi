@@ -2,6 +2,7 @@
 
 from luthier.cli.climbed import ladder as ladder
 from luthier.cli.progress import tune as tune
+from luthier.cli.searched import search as search
 from luthier.errors import DataError as DataError
 from luthier.errors import LuthierError as LuthierError
 from luthier.errors import MissingExtra as MissingExtra

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from luthier import engines, errors, hardware, ownership, redaction
+from luthier import engines, errors, hardware, ownership, redaction, runs
 from luthier.engines import Helper
 from luthier.logbook import Stopped
 from luthier.roster import ENDED, Roster, in_words
@@ -89,7 +89,7 @@ class Hands:
         self.roster.tick()
         if self.stop():
             raise Stopped
-        for words in self.roster.hear():
+        for words in self.roster.hear(self._held()):
             self.roster.note("wish", words)
 
     def _hear(self, seconds: float) -> None:
@@ -101,6 +101,10 @@ class Hands:
             self._gone(wave)
         else:
             self._answer(wave, line)
+
+    def _held(self) -> set[str]:
+        """The trials that processes have."""
+        return {trial for wave in self.waves for trial in wave.held}
 
     # --- waves
     def _begin_waves(self) -> None:
@@ -187,11 +191,16 @@ class Hands:
             elif run.id in unwanted:
                 self.roster.unwant(run)
                 self._told_end(self.roster.run(run.id))
-            elif run.state != "stopped":  # it was asked to save by somebody else, and did
+            elif run.state != "stopped" and not self._carried_by_another(run):  # stopped: by a signal, and saved
                 if self.roster.died(run, why):
                     self._told_end(self.roster.run(run.id))
                 else:
                     self.roster.note("retry", f"trial {_number(run)} is tried again: its process ended ({why})")
+
+    def _carried_by_another(self, run: Run) -> bool:
+        """Whether a process that we have not begun has it: of an attempt before, on this machine. On a cluster, a node
+        that is gone looks alive for a while."""
+        return self.cluster is None and runs.owner(run.path) is not None
 
     # --- questions
     def _answer(self, wave: _Wave, line: str) -> None:
@@ -232,7 +241,7 @@ class Hands:
         It may name one of another group: a few of those wait for a process of theirs, then nothing more is asked for
         this one.
         """
-        held = {trial for wave in self.waves for trial in wave.held}
+        held = self._held()
         while True:
             waiting = [run for run in self.roster.waiting() if run.id not in held]
             for run in waiting:

@@ -26,9 +26,10 @@ from luthier.runs import Evaluated, Event, Finished, Run, Started
 from luthier.sharing import Group, Laid
 from luthier.spec import Training
 from luthier.train import placing
-from luthier.train.loop import Asked, Job, Wishes, train
+from luthier.train.loop import Asked, Job, Wishes, Worth, train
+from luthier.trials import rows
 
-PATIENCE_SECONDS = 60.0  # a trial's last process may still be saving
+PATIENCE_SECONDS = 30.0  # a trial's last process may still be saving
 ENDED = ("done", "pruned")
 
 Ask = Callable[[Mapping[str, Any]], dict[str, Any] | None]
@@ -38,7 +39,8 @@ Ask = Callable[[Mapping[str, Any]], dict[str, Any] | None]
 # --- a trial on its way ----------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class Rider:
-    """A trial that this process owns until `hold` is closed. `verdict`: what the search says after its evaluation."""
+    """A trial that this process owns until `hold` is closed. `verdict`: what the search says after its evaluation.
+    `worth`: what its validation rows were worth at the newest one."""
 
     run: Run
     hold: contextlib.ExitStack
@@ -47,6 +49,7 @@ class Rider:
     diary: Diary
     steps: int = 1
     verdict: tuple[runs.State, str] | None = None
+    worth: Worth | None = None
 
     @property
     def experiment(self) -> spec.Experiment:
@@ -123,7 +126,7 @@ class Wave:
             self._ask({"ended": run.id, "state": run.state, "scores": run.facts.get("scores", {})})
             return None
         self._key = self._key or run.facts["group"]
-        if not _owned(run, hold):
+        if not self._owned(run, hold):
             print(f"{run.id} is carried by another process", file=sys.stderr, flush=True)
             return None
         try:
@@ -139,6 +142,17 @@ class Wave:
             self._ended(run, hold, *logbook.ended(run, problem))
             return None
         return Rider(runs.load(path), hold, laid, laid.bench.experiment.training, Diary(run))
+
+    def _owned(self, run: Run, hold: contextlib.ExitStack) -> bool:
+        """Own a run until `hold` is closed; whether another process let go of it in time."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and not self._stop():
+            try:
+                hold.enter_context(runs.owned(run.path))
+                return True
+            except TrainingError:
+                time.sleep(0.1)
+        return False
 
     # --- training them
     def _together(self, first: Rider) -> None:
@@ -160,6 +174,7 @@ class Wave:
             self._ends,
             (lambda: None) if full else lambda: self._another(tuned),
             (lambda slots: self._measured(tuned, slots)) if self._wanted else None,
+            lambda slot, worth: self._weighed(tuned, slot, worth),
         )
         jobs = [rider.job() for rider in self._riders.values()]
         with contextlib.closing(train(tuned, jobs, wishes, self._fit.budget, self._halved)) as events:
@@ -211,6 +226,9 @@ class Wave:
             self._finish(tuned, rider, event)
             return
         rider.diary.hear(event)
+        if isinstance(event, Evaluated) and event.best and rider.worth:
+            with contextlib.suppress(OSError):  # a search without intervals is better than none
+                rows.write(rider.run.path, rows.of_loss(rider.worth))
         if isinstance(event, Started):
             rider.steps = event.steps
         if isinstance(event, Started | Evaluated):  # whoever carried it before may not have heard what to do with it
@@ -243,6 +261,9 @@ class Wave:
             for place, scores in zip(places, told, strict=True):
                 found[place] = scores
         return found
+
+    def _weighed(self, tuned: Tuned, slot: int, worth: Worth) -> None:
+        self._in(tuned, slot).worth = worth
 
     def _unless_asked(self) -> None:
         if self._stop():
@@ -295,16 +316,3 @@ class Wave:
         problem.__traceback__ = None  # its frames hold the base
         self._riders.clear()
         self._waiting, self._slots = left, 1
-
-
-def _owned(run: Run, hold: contextlib.ExitStack) -> bool:
-    """Own a run until `hold` is closed; whether another process let go of it in time."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            hold.enter_context(runs.owned(run.path))
-            return True
-        except TrainingError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)

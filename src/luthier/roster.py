@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from luthier import disk, drafts, logbook, ownership, presets, runs, spec
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.drafts import Base, Draft
-from luthier.errors import DataError, SpecError
+from luthier.errors import DataError, LuthierError, SpecError
 from luthier.logbook import Problem
 from luthier.runs import Run, State
 from luthier.trials import record, space, study
@@ -210,11 +210,11 @@ class Roster:
         self._end(run, "failed", error | {"where": str(self.path / runs.LOG)})
         return True
 
-    def unwant(self, run: Run) -> None:
-        """A person wants no more of this trial."""
+    def unwant(self, run: Run, held: bool = False) -> None:
+        """A person wants no more of this trial. `held`: it was handed to a process, which ends it."""
         self.keep(unwanted=sorted({*self.facts.get("unwanted", ()), run.id}))
         ownership.ask_to_stop(run.path)
-        if run.state in ("queued", "interrupted"):  # whoever is about to own it sees the wish itself
+        if run.state in ("queued", "interrupted") and not held:
             self._end(run, "stopped", None)
 
     def _end(self, run: Run, state: State, error: Problem | None) -> Run:
@@ -224,20 +224,31 @@ class Roster:
         return runs.load(run.path)
 
     # --- what people wish meanwhile
-    def hear(self) -> list[str]:
-        """Do what people have wished since; gives it in words. A wish is done once, whatever is killed meanwhile."""
+    def hear(self, held: Collection[str]) -> list[str]:
+        """Do what people have wished since; gives it in words. A wish is done once, whatever is killed meanwhile.
+
+        `held`: the trials that processes have.
+        """
         said = []
         for path in sorted((self.path / WISHES).glob("[!.]*.json")):
-            wish = json.loads(path.read_text(encoding="utf-8"))
-            if "stop" in wish:
-                if (run := self.run(wish["stop"])).state not in ENDED:
-                    self.unwant(run)
-                    said.append(f"trial {run.facts['number']:03d} is stopped by a person")
-            elif all(run.facts.get("wish") != path.stem for run in self.runs()):
-                run = self.make(wish["add"], "person", wish=path.stem)
-                said.append(f"trial {run.facts['number']:03d} is added by a person: {in_words(wish['add'])}")
+            try:
+                said += self._heed(path, held)
+            except (LuthierError, ValueError, KeyError) as problem:  # looked at before, but anybody may write a file
+                said.append(f"a wish is left aside: {problem}")
             path.unlink()
         return said
+
+    def _heed(self, path: Path, held: Collection[str]) -> list[str]:
+        wish = json.loads(path.read_text(encoding="utf-8"))
+        if "stop" in wish:
+            if (run := self.run(wish["stop"])).state in ENDED:
+                return []
+            self.unwant(run, run.id in held)
+            return [f"trial {run.facts['number']:03d} is stopped by a person"]
+        if any(run.facts.get("wish") == path.stem for run in self.runs()):
+            return []  # made by an attempt that was killed before it said so
+        run = self.make(wish["add"], "person", wish=path.stem)
+        return [f"trial {run.facts['number']:03d} is added by a person: {in_words(wish['add'])}"]
 
 
 # --- wishes: files in the search's folder, for the process that carries it, or will
@@ -249,6 +260,7 @@ def add(search: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     if search.state in ("done", "failed") or search.facts.get("best"):
         hint = "`luthier search FILE --new` begins another; `luthier tune` trains one run"
         raise SpecError(f"search {search.id} has chosen its winner: a further trial would come too late", hint=hint)
+    spec.Search(space={path: [value] for path, value in values.items()})  # checks each
     draft = _basis(search).draft(values)
     found = dict(values) | ({"model.name": draft.chosen.model.name} if "model.name" in values else {})
     _wish(search.path, {"add": found})

@@ -27,19 +27,19 @@ from luthier.runs import Finding, Run
 from luthier.trials import record
 from luthier.workbench import Bench
 
-_RENDERING = ("model.", "task", "data.", "evaluation.", "seed", "method.type", "method.virtual_tokens")
+_RENDERING = ("model.", "task", "data.", "evaluation.", "method.type", "method.virtual_tokens")
 
 
 def measured(objective: str) -> tuple[str, ...]:
     """Which of a search's objectives are metrics of answers, to be measured on validation rows."""
-    names = [name.strip() for name in objective.split(",")]
-    return tuple(name for name in names if name not in ("loss", record.SIZE))
+    return tuple(name for name in record.objectives(objective) if name not in ("loss", record.SIZE))
 
 
 @dataclass(frozen=True, slots=True)
 class Laid:
     """A trial's rows as tokens, what the gate finds in them and in the test rows, and the validation rows that are
-    asked for metrics (None: only the loss is wanted)."""
+    asked for metrics (None: only the loss is wanted). The bench's base has no network: a group has one, and lends it.
+    """
 
     bench: Bench
     findings: tuple[Finding, ...]
@@ -71,7 +71,8 @@ class Group:
             raise TrainingError(f"this trial is of another base than those beside it: {experiment.model.name}")
         told = {path: value for path, value in spec.leaves(experiment).items() if path.startswith(_RENDERING)}
         told["training.max_seq_length"] = experiment.training.max_seq_length
-        key = content_id([told, run.facts["revision"], run.facts["dataset"], run.facts.get("drawn_by")])
+        told["seed"] = experiment.seed if experiment.evaluation.temperature else None  # it draws answers
+        key = content_id([told, run.facts["revision"], run.facts["dataset"], run.facts["drawn_by"]])
         if key not in self._laid:
             self._laid[key] = self._lay(run)
         found = self._laid[key]
@@ -82,21 +83,22 @@ class Group:
         for other in self._laid.values():
             if _same(other.bench.validation, bench.validation):  # one pass evaluates all whose rows are these
                 bench = replace(bench, validation=other.bench.validation)
-        drawn_by = run.facts.get("drawn_by")
+        drawn_by = run.facts["drawn_by"]
         longest, words = int(rows.trained(bench.train).max()), bench.base.tokenizer
         test = assessment.exam(bench.experiment, bench.dataset, words, bench.rules, longest, drawn_by)
         findings = (*bench.findings, *assessment.findings_of(test, bench.experiment, bench.base))
-        return Laid(bench, findings, self._exam(bench, longest, drawn_by))
+        exam = self._exam(bench, longest, drawn_by)
+        return Laid(replace(bench, base=replace(bench.base, model=None)), findings, exam)
 
-    def _exam(self, bench: Bench, longest: int, drawn_by: int | None) -> Exam | None:
+    def _exam(self, bench: Bench, longest: int, drawn_by: int) -> Exam | None:
         """The validation rows as the test rows will be asked: by the same rules, in the same way, as many at most."""
         examples = bench.dataset.examples("validation") if self._wanted else []
         if not examples:
             return None
         given = bench.experiment
         wishes = given.evaluation.model_copy(update={"metrics": tuple(self._wanted), "slices": {}})
-        asked = (examples, "validation", (), given.seed if drawn_by is None else drawn_by)
         like = given.model_copy(update={"evaluation": wishes})
+        asked = (examples, "validation", (), drawn_by)
         exam = assessment.exam_on(like, asked, bench.dataset, bench.base.tokenizer, bench.rules, longest)
         only_likelihood = all(metric.name == "perplexity" for metric in exam.metrics)
         return replace(exam, how=replace(exam.how, generate=exam.how.generate and not only_likelihood))

@@ -146,7 +146,7 @@ class Training:
 
         def work() -> int:
             signal.signal(signal.SIGTERM, lambda *_: stop.set())
-            for event in loop.train(self.tuned, [job], stop.is_set, budget=budget):
+            for event in loop.train(self.tuned, [job], loop.Wishes(stop.is_set), budget=budget):
                 runs.append(room, event)
             return 0
 

@@ -16,7 +16,9 @@ from luthier.data.abreast import side_by_side
 from luthier.data.batches import FlatBatch, Share, flat_batches
 from luthier.evaluation import generate
 from luthier.models.base import Base
-from luthier.models.methods import Tuned
+from luthier.models.methods import Tuned, attach
+from luthier.runs import Evaluated, Stepped
+from luthier.train.loop import Job, train
 from tests.equivalence.workbench import LORA, PROMPT, assert_close, gradients, load, rows, share, tune
 from tests.tiny import family
 
@@ -186,4 +188,34 @@ def test_evaluation_shares_as_well(tiny: Tiny) -> None:
     with _seen(tuned) as counts:
         answers = generate.answer(tuned, who, prompts * 3, 5)
     assert answers == said
-    assert counts[LAYERS - 1] == 3 * counts[0] and counts[LAYERS:] == [27] * (len(counts) - LAYERS)
+    assert counts[LAYERS - 1] == 3 * counts[0] and counts[LAYERS : 2 * LAYERS] == [27] * LAYERS
+
+
+def test_a_run_is_the_run_alone(tiny: Tiny, tmp_path: Path) -> None:
+    """Three trials of one seed through the loop, evaluations included, against each by itself."""
+
+    def job(name: str, rate: float) -> Job:
+        training = spec.Training(
+            batch_size=3, accumulate_steps=1, num_epochs=2, learning_rate=rate, warmup=0.0, weight_decay=0.01
+        )
+        return Job(name, training, 5, examples, held, tmp_path / name)
+
+    examples, rates = rows("causal"), (1e-2, 3e-3, 2e-2)
+    held = examples[:4]
+    base = _base(tiny, "tiny_llama")
+    methods = [_upper(base, 2), _upper(base, 3, rank=2, dropout=0.3), _upper(base, 2, rank=8)]
+    together = attach(base, methods, [5] * 3)
+    with _seen(together) as counts:
+        events = list(train(together, [job(f"s{i}", rate) for i, rate in enumerate(rates)]))
+    assert sum(counts[3::LAYERS]) == 3 * sum(counts[::LAYERS])
+    for i, rate in enumerate(rates):
+        alone = attach(_base(tiny, "tiny_llama"), [methods[i]], [5])
+        expected = [e for e in train(alone, [job(f"a{i}", rate)]) if isinstance(e, Stepped | Evaluated)]
+        found = [e for e in events if isinstance(e, Stepped | Evaluated) and e.run == f"s{i}"]
+        assert [_loss(e) for e in found] == pytest.approx([_loss(e) for e in expected], abs=2e-4) and len(found) > 6
+        for mine, theirs in zip(together.slots[i].flats, alone.slots[0].flats, strict=True):
+            assert_close(mine.values, theirs.values, f"slot {i}", atol=1e-3)
+
+
+def _loss(event: Stepped | Evaluated) -> float:
+    return event.loss if isinstance(event, Stepped) else event.scores["loss"]

@@ -98,6 +98,23 @@ def test_patience_stops_and_the_best_weights_are_kept(tiny: Tiny, tmp_path: Path
     assert {f"step-{best.step:08d}", f"step-{evaluated[-1].step:08d}"} <= set(kept) and len(kept) <= 3
 
 
+@pytest.mark.parametrize(
+    ("model", "kind"), [("tiny_llama", "causal"), ("tiny_t5", "seq2seq"), ("tiny_bert", "encoder")]
+)
+def test_what_single_rows_were_worth_adds_up_to_the_loss(tiny: Tiny, model: str, kind: str) -> None:
+    """Of each slot by itself; a row alone is worth what it was worth among others."""
+    tuned, examples = attach(load(tiny, model), [LORA, LORA.model_copy(update={"rank": 3})], [0, 1]), rows(kind)
+    told: dict[int, loop.Worth] = {}
+    losses = validation_losses(tuned, tuned.slots, examples, weigh=told.__setitem__)
+    assert sorted(told) == [0, 1]
+    for loss, worth in zip(losses, told.values(), strict=True):
+        assert set(worth) == {row.example_id for row in examples}
+        assert sum(v for v, _ in worth.values()) / sum(n for _, n in worth.values()) == pytest.approx(loss, rel=1e-6)
+    alone = validation_losses(tuned, tuned.slots[:1], examples[:1])
+    value, size = told[0][examples[0].example_id]
+    assert value / size == pytest.approx(alone[0], rel=1e-4)
+
+
 def test_many_validation_rows_are_asked_some_at_a_time(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned, examples = attach(load(tiny, "tiny_llama"), [LORA], [0]), rows("causal")
     whole, laid = validation_losses(tuned, tuned.slots, examples), []

@@ -101,6 +101,26 @@ def test_memory_is_found_in_smaller_micro_batches_first_then_in_recomputation(ti
     assert plan.fitted(said, examples, shapes, _with(10**6)).training.gradient_checkpointing is False
 
 
+def test_slots_are_as_many_as_memory_holds_and_the_wish_allows(tiny: Tiny) -> None:
+    """Room for the base, what one slot brings, and five adapters with gradients and moments: five, in small batches."""
+    folder, examples = tiny("tiny_llama", num_hidden_layers=6), rows("causal", 30)
+    training, shapes = _experiment(folder, batch_size=2).training, _shapes(folder)
+    roomy = plan.slots_that_fit(training, examples, shapes, _with(10**10), 8)
+    assert (roomy.slots, roomy.budget) == (8, 4096)
+    alone = plan.fitted(training, examples, shapes, _with(10**10))
+    numbers = 16 * shapes.slots[0].trainable_parameters
+    memory = (alone.memory_bytes + 4 * numbers) / plan.USABLE_SHARE + 1
+    tight = plan.slots_that_fit(training, examples, shapes, _with(memory), 8)
+    assert tight.slots == 5 and tight.memory_bytes == alone.memory_bytes + 4 * numbers
+    assert alone.budget > tight.budget >= max(len(row.ids_L) for row in examples)
+    assert plan.slots_that_fit(training, examples, shapes, _with(memory), 3).slots == 3
+    wider = plan.slots_that_fit(training, examples, shapes, _with(2 * memory), 5)
+    assert wider.slots == 5 and wider.budget > tight.budget and wider.memory_bytes > tight.memory_bytes
+    scarce = plan.slots_that_fit(training, examples, shapes, _with(10**6), 8)
+    assert scarce == plan.fitted(training, examples, shapes, _with(10**6)) and scarce.slots == 1
+    assert plan.slots_that_fit(training, examples, _shapes(folder, "full"), _with(10**10), 8).slots == 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2", "tiny_bert", "tiny_t5", "tiny_bart"])
 def test_what_is_counted_without_numbers_is_what_is_kept_with_them(tiny: Tiny, kind: str, method: str) -> None:

@@ -1,4 +1,4 @@
-"""Made-up searches for the tests of boards: trials as their folders would tell them, and rows where the truth is known."""
+"""Made-up searches for the tests of boards: trials as their folders would tell them, and rows whose means are known."""
 
 from __future__ import annotations
 
@@ -110,14 +110,20 @@ def varied() -> dict[str, Board]:
     """Boards of every shape that a page must show."""
     alone = (Axis("training.learning_rate", "float", 1e-5, 1e-1, log=True),)
     words = (
-        Axis("data.template", "choices", choices=("{text}", "Question: {text} Answer in one word and nothing else: " * 3)),
+        Axis(
+            "data.template", "choices", choices=("{text}", "Question: {text} Answer in one word and nothing else: " * 3)
+        ),
         Axis("method.init_method", "choices", choices=("random", "vocabulary", "text")),
         Axis("method.target_modules", "choices", choices=('["q_proj", "v_proj"]', '["all-linear"]')),
     )
     draw = random.Random(1)
     rates = [trial(k, {alone[0].path: 10 ** draw.uniform(-5, -1)}, 1 + draw.random()) for k in range(6)]
     named = [
-        trial(k, {axis.path: axis.choices[(k * 5 + place) % len(axis.choices)] for place, axis in enumerate(words)}, 1 + k / 9)
+        trial(
+            k,
+            {axis.path: axis.choices[(k * 5 + place) % len(axis.choices)] for place, axis in enumerate(words)},
+            1 + k / 9,
+        )
         for k in range(7)
     ]
     far = [trial(k, {alone[0].path: 10.0 ** -(k + 1)}, loss) for k, loss in enumerate((3.5, 1.3, 1.2, 1.25, 5_000.0))]
@@ -128,7 +134,11 @@ def varied() -> dict[str, Board]:
     two = conclude(search(aims=aims), trials(24), rows_of(trials(24)), IMPORTANCE)
     more = [trial(16 + k, trials(16)[1].values, loss, by="seed") for k, loss in enumerate((1.24, 1.26))]
     seeded = conclude(search(), [*trials(16), *more], rows_of(trials(16)), IMPORTANCE)
-    on_the_way = [*trials(6), trial(6, trials(7)[6].values, 1.4, "running", 0.6), Trial(7, "r", "/r", DESCRIBED, "person", "queued")]
+    on_the_way = [
+        *trials(6),
+        trial(6, trials(7)[6].values, 1.4, "running", 0.6),
+        Trial(7, "r", "/r", DESCRIBED, "person", "queued"),
+    ]
     return {
         "one": board(1),
         "three": conclude(search(), trials(3, pruned=False), {}, {}),
@@ -137,7 +147,9 @@ def varied() -> dict[str, Board]:
         "none": conclude(search(state="running"), [], {}, {}),
         "all failed": conclude(search(axes=alone), lost, {}, {}),
         "one parameter": conclude(search(axes=alone, described={alone[0].path: 1e-3}), rates, rows_of(rates), {}),
-        "words alone": conclude(search(axes=words), named, rows_of(named), {"data.template": 0.6, "method.init_method": 0.4}),
+        "words alone": conclude(
+            search(axes=words), named, rows_of(named), {"data.template": 0.6, "method.init_method": 0.4}
+        ),
         "far off": conclude(search(axes=alone), far, rows_of(far), {}),
         "twelve parameters": conclude(search(axes=many), wide, {}, {axis.path: 1 / 12 for axis in many}),
         "two aims": two,

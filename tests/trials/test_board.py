@@ -82,7 +82,7 @@ def test_what_pruning_saved() -> None:
     saved = made.board(16).pruned
     assert (saved.count, saved.updates, saved.planned) == (5, 5 * 210, 16 * 300)
     assert saved.seconds == pytest.approx(5 * 210 * 0.11) and saved.shares == (0.3,) * 5
-    assert "5 of 16 trials were stopped early, at 30% of their updates: 1,050 of 4,800 updates (22%)" in saved.sentence
+    assert "5 of 16 trials were pruned, at 30% of their updates: 1,050 of 4,800 updates (22%)" in saved.sentence
     none = conclude(made.search(), made.trials(4, pruned=False), {}, {}).pruned
     assert none.sentence == "Nothing was pruned" and none.updates == 0
 
@@ -90,7 +90,10 @@ def test_what_pruning_saved() -> None:
 def test_failures_of_one_reason_are_one_and_all_may_fail() -> None:
     told = [made.trial(k, {"method.rank": 8}, None, "failed", 0.1, f"not finite at update {k}") for k in range(3)]
     found = conclude(made.search(), [*told, made.trial(3, {"method.rank": 4}, None, "failed", 0, "no memory")], {}, {})
-    assert [(f.reason, f.numbers) for f in found.failures] == [("not finite at update 0", (0, 1, 2)), ("no memory", (3,))]
+    assert [(f.reason, f.numbers) for f in found.failures] == [
+        ("not finite at update 0", (0, 1, 2)),
+        ("no memory", (3,)),
+    ]
     assert found.best is None and found.headline.startswith("No trial came to its end") and found.intervals == ""
     running = conclude(made.search(state="running"), told, {}, {})
     assert running.headline.startswith("No trial has come to its end yet")
@@ -105,7 +108,10 @@ def test_several_seeds_of_the_winner_are_no_trials_of_the_search() -> None:
     assert found.best == best and len(found.entries) == 16 and [e.number for e in found.seeded] == [16, 17]
     assert found.repeats is not None and found.repeats.numbers == (best, 16, 17)
     own = found.winner.objective[0]  # type: ignore[index,union-attr]
-    assert found.repeats.mean == pytest.approx((own + 2.3) / 3) and "the 2 that chose nothing: 1.150" in found.repeats.sentence
+    assert (
+        found.repeats.mean == pytest.approx((own + 2.3) / 3)
+        and "the 2 that chose nothing: 1.150" in found.repeats.sentence
+    )
     assert found.pruned.planned == 16 * 300
 
 
@@ -132,7 +138,9 @@ def test_json_gives_back_the_same_board(tmp_path: Path) -> None:
     boards.write_json(found, tmp_path / boards.FILE)
     assert boards.read_json(tmp_path / boards.FILE) == found
     assert boards.to_json(found) == json.loads((tmp_path / boards.FILE).read_text())
-    assert found.entry(16).values["method.target_modules"] == '["q_proj", "v_proj"]' and found.entry(16).objective is None
+    assert (
+        found.entry(16).values["method.target_modules"] == '["q_proj", "v_proj"]' and found.entry(16).objective is None
+    )
 
 
 def test_the_plain_table_has_a_row_for_every_trial_and_a_cell_for_every_head() -> None:

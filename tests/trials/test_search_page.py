@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def test_every_shape_of_a_search_is_a_sound_page(name: str) -> None:
     found = BOARDS[name]
     text = page.render(found)
     check_markup(text)
-    assert text.count('<th scope="row">') >= len(found.entries) and "nan" not in re.sub(r"<style>.*?</style>", "", text, flags=re.S)
+    assert text.count('<th scope="row">') >= len(found.entries) and "nan" not in re.sub(
+        r"<style>.*?</style>", "", text, flags=re.S
+    )
     for entry in found.entries:
         assert f">{entry.number}<" in text
 
@@ -54,7 +57,7 @@ def test_it_says_the_answer_and_what_it_rests_on() -> None:
     for sentence in (found.against, found.optimism.sentence, found.pruned.sentence):
         assert f'<p class="box-d">{sentence}.</p>' in text
     assert text.count('<tr class="pruned">') == 5 and "as described</span>" in text
-    assert text.index("<h2 id=\"board\">") < text.index("<h2 id=\"values\">") < text.index("<h2 id=\"matters\">")
+    assert text.index('<h2 id="board">') < text.index('<h2 id="values">') < text.index('<h2 id="matters">')
 
 
 def test_the_winners_verdict_stands_there_with_a_way_to_its_report() -> None:
@@ -86,7 +89,7 @@ def test_every_line_lies_in_its_picture(name: str) -> None:
         for column in drawn.columns:
             assert all(drawn.top <= y <= drawn.bottom for y, _ in column.ticks)
             marks = sorted(y for y, _ in column.ticks)
-            assert all(b - a > 11 for a, b in zip(marks, marks[1:], strict=False))
+            assert all(b - a > 11 for a, b in itertools.pairwise(marks))
     if lines := pictures.curves(found):
         assert len(lines.lines) == sum(bool(entry.curve) for entry in found.entries)
 
@@ -106,7 +109,9 @@ def test_the_heat_map_has_the_best_of_each_cell_and_says_what_was_not_tried() ->
         for k, ((rate, rank), loss) in enumerate(zip(values, losses, strict=True))
     ]
     found = pictures.heat(conclude(made.search(), told, {}, {}))
-    assert found is not None and found.columns == ("1e-4", "0.001") and [label for label, _ in found.rows] == ["16", "8"]
+    assert (
+        found is not None and found.columns == ("1e-4", "0.001") and [label for label, _ in found.rows] == ["16", "8"]
+    )
     (empty, failed), (worst, best) = (cells for _, cells in found.rows)
     assert empty is None and failed is not None and (failed.text, failed.shade) == ("failed", 0)
     assert worst is not None and (worst.text, worst.shade, worst.best) == ("2.000", 1, False)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from luthier.cli import searched, wave_table
+from luthier.cli import searched
 from luthier.cli import show as screen
 from luthier.cli.progress import clock
 from luthier.runs import Plan, Run
@@ -40,26 +40,24 @@ def tell_end(search: Run, as_json: bool) -> None:
 
 
 def show(search: Run, as_json: bool) -> None:
-    """A search at any moment: its board where it is done, else its trials as they stand."""
-    from luthier import studio
+    """A search at any moment: its board as it stands."""
+    from luthier import searching, studio
     from luthier.trials import board
 
-    found = board.read_json(search.path / board.FILE) if (search.path / board.FILE).is_file() else None
+    done = (search.path / board.FILE).is_file()
+    found = board.read_json(search.path / board.FILE) if done else searching.board_of(search)
     if as_json:
-        screen.as_json(asdict(search) | {"search": searched.brief(search), "board": found and board.to_json(found)})
+        screen.as_json(asdict(search) | {"search": searched.brief(search), "board": board.to_json(found)})
         return
     screen.pairs(_facts(search))
     screen.line("")
-    if found is None:
+    tell(found)
+    if not done:
         followed = searched.Following(search)
         followed.look()
-        for text in wave_table.table(followed.sorted(), followed.goal, screen.out().width):
-            screen.out().print(text, soft_wrap=True)
         screen.say(searched.counts(followed, time.time()))
-    else:
-        tell(found)
-        if found.tested is not None:
-            screen.line(found.tested.verdict)
+    if found.tested is not None:
+        screen.line(found.tested.verdict)
     if problem := studio.failure(search):
         screen.error(problem)
 

@@ -1,7 +1,7 @@
 """A search on its way, read from the folders of its trials: who is at work, how each fares, how much is left.
 
-Lives here: following a search, its state as rows, how it is said in lines and JSON. Does not live here: the live table
-(`wave_table.py`), one run on its way (`progress.py`), the search itself (`searching.py`).
+Lives here: following a search, its state as rows, how it is said in lines and JSON; `luthier.search`. Does not live
+here: the live table (`wave_table.py`), one run on its way (`progress.py`), the search itself (`searching.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from luthier import events, runs, spec
+from luthier.cli import progress
 from luthier.cli import show as screen
 from luthier.cli.progress import SECONDS_BETWEEN_LINES, clock
 from luthier.runs import Evaluated, Event, Finished, Noted, Run, Started, State, Stepped
@@ -170,7 +171,10 @@ class Following:
         if self.at_rest or self.run.facts.get("best") or len(ended) < ENOUGH or not worked or not self.run.started:
             return None
         usual = sum(ended) / len(ended)
-        running = sum(max(usual - row.share, 0.0) for row in rows if row.state == "running")
+        ends = [
+            usual if row.share < usual else 1.0 for row in rows if row.state == "running"
+        ]  # who outlives most stays
+        running = sum(ends) - sum(row.share for row in rows if row.state == "running")
         return (usual * self.left() + running) * (now - self.run.started) / worked
 
 
@@ -192,7 +196,8 @@ def brief(search: Run) -> dict[str, Any]:
     followed = Following(search)
     followed.look()
     best = followed.goal.best(followed.sorted())
-    told: dict[str, Any] = {"trials": dict(Counter(row.state for row in followed.rows.values()))}
+    by_state = Counter(row.state for row in followed.rows.values())
+    told: dict[str, Any] = {"trials": {state: by_state[state] for state in (*COUNTED, "queued") if by_state[state]}}
     return told | {
         "planned": followed.goal.trials,
         "objective": followed.goal.objective,
@@ -248,26 +253,6 @@ def short(value: Any) -> str:
     return " ".join(str(value).split())
 
 
-def search(experiment: Experiment | str | Path, new: bool = False, engine: Engine = "here", **wishes: Any) -> Run:
-    """Search, and give the winner's run, whose verdict on the test is printed; progress goes to standard error.
-
-    `wishes` (space, trials, sampler, …: the fields of `Search`) join those that the experiment has. The same search
-    again gives the same winner, or goes on (`Studio.search` says when). Raises what ended the search.
-    """
-    from luthier.cli import progress
-    from luthier.studio import Studio, described, done, report
-
-    studio, given = Studio(), described(experiment)
-    own = {name: value for name, value in given.search or () if given.search and name in given.search.model_fields_set}
-    fields = dict(given) | {"search": spec.Search(**own | wishes)}
-    whole = spec.Experiment.model_construct(given.model_fields_set | {"search"}, **fields)
-    run = studio.search(whole, new, engine)
-    run = done(run if run.state == "done" else progress.carry(studio, run, follow=follow))
-    winner = studio.find(run.facts["best"])
-    print(report(winner).verdict)
-    return winner
-
-
 # --- following ---------------------------------------------------------------------------------------------------
 def follow(search: Run, console: Console, as_json: Callable[[str], None] | None = None) -> None:
     """Follow a search to its rest: a live table on a terminal, else lines, with `as_json` each event as one."""
@@ -319,3 +304,24 @@ def remark(event: Event, followed: Following) -> str | None:
     if isinstance(event, Finished):
         return f"{event.state}: {event.reason}"
     return None
+
+
+# --- from Python ---------------------------------------------------------------------------------------------------
+def search(experiment: Experiment | str | Path, new: bool = False, engine: Engine = "here", **wishes: Any) -> Run:
+    """Search, and give the winner's run, whose verdict on the test is printed; progress goes to standard error.
+
+    `wishes` (space, trials, sampler, …: the fields of `Search`) join those that the experiment has. The same search
+    again gives the same winner, or goes on (`Studio.search` says when). Raises what ended the search.
+    """
+    from luthier.studio import Studio, described, done, report
+
+    studio, given = Studio(), described(experiment)
+    before = given.search or spec.Search()
+    own = {name: value for name, value in before if name in before.model_fields_set}
+    fields = dict(given) | {"search": spec.Search(**own | wishes)}
+    whole = spec.Experiment.model_construct(given.model_fields_set | {"search"}, **fields)
+    run = studio.search(whole, new, engine)
+    run = done(run if run.state == "done" else progress.carry(studio, run, follow=follow))
+    winner = studio.find(run.facts["best"])
+    print(report(winner).verdict)
+    return winner

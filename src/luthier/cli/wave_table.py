@@ -52,15 +52,12 @@ def picture(followed: Following, now: float, width: int, height: int) -> Group:
     """The whole of it, no line wider than `width`, no more lines than `height`."""
     rows = chosen(followed.sorted(), followed.goal, height - AROUND - 1)
     hidden = len(followed.rows) - len(rows)
-    head = _cut(f"{followed.run.name} · {counts(followed, now)}{_took(followed, now)}", width)
+    gone = f" · {clock(now - followed.run.started)}" if followed.run.started else ""
+    head = _cut(f"{followed.run.name}{gone} · {counts(followed, now)}", width)
     lines = [Text(head, style="bold"), *table(rows, followed.goal, width)]
     if hidden:
         lines.append(Text(_cut(f"… and {hidden} more: luthier show {followed.run.id}", width), style="dim"))
     return Group(*lines)
-
-
-def _took(followed: Following, now: float) -> str:
-    return f" · {clock(now - followed.run.started)}" if followed.run.started else ""
 
 
 def chosen(rows: Sequence[Row], goal: Goal, room: int) -> list[Row]:

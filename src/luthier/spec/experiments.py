@@ -217,6 +217,11 @@ def advice(experiment: Experiment) -> list[str]:
     if experiment.search and {"method.alpha", "training.learning_rate"} <= set(experiment.search.space):
         both = "`search.space` varies alpha and learning rate, which work much alike: one of them is enough"
         warnings.append(f"{both} (PARAMETERS §3)")
+    unlike = {"model.name", "data.train_on"} & set(experiment.search.space if experiment.search else ())
+    if experiment.search and unlike and experiment.search.objective.startswith("loss"):
+        varied = " and ".join(f"`{path}`" for path in sorted(unlike))
+        said = f"`search.space` varies {varied}: a loss of other tokens is another loss"
+        warnings.append(f"{said}; take a metric as `search.objective`")
     return warnings
 
 

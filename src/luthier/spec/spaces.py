@@ -10,7 +10,7 @@ import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails
@@ -202,6 +202,9 @@ def _conditions(path: str, read: Mapping[str, Any], refused: set[str]) -> dict[s
         if choices is None:
             raise _Refused("has a range: a condition needs a list of choices", wanted, str(other))
         found[str(other)] = _among(choices, wanted, str(other))
+        having = known_paths()[path]
+        if other == "method.type" and having and (without := [name for name in found[other] if name not in having]):
+            raise _Refused(f"is {without[0]}, which has none: it belongs to {' and '.join(having)}", wanted, str(other))
     return found
 
 
@@ -221,13 +224,20 @@ def _ancestors(path: str, read: Mapping[str, Any]) -> Iterator[str]:
     """Everything that the entry of `path` stands under."""
     seen, open_ = set(), [path]
     while open_:
-        entry = read.get(open_.pop())
+        place = open_.pop()
+        entry = read.get(place)
         above = entry.get("when") if isinstance(entry, dict) else None
-        for name in above if isinstance(above, Mapping) else ():
+        for name in (*(above if isinstance(above, Mapping) else ()), *_implied(place, read)):
             if name not in seen:
                 seen.add(name)
                 open_.append(name)
                 yield name
+
+
+def _implied(path: str, read: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a method's own parameter stands under without saying so: the method, where it varies."""
+    own = path != "method.type" and "method.type" in read and bool(known_paths().get(path))
+    return ("method.type",) if own else ()
 
 
 def _shortly(choices: Sequence[Any]) -> str:
@@ -261,14 +271,14 @@ def adapter(path: str) -> TypeAdapter[Any]:
         kind.model_fields[name] for kind in sections() if kind.root == tuple(root) and name in kind.model_fields
     )
     config = ConfigDict(strict=True, allow_inf_nan=False)
-    read: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    read = cast("Any", Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)
     return TypeAdapter(read, config=config)
 
 
 @functools.cache
 def _method_types() -> TypeAdapter[Any]:
     types = tuple(kind.model_fields["type"].default for kind in sections() if kind.root == ("method",))
-    return TypeAdapter(Literal[types], config=ConfigDict(strict=True))
+    return TypeAdapter(cast("Any", Literal[types]), config=ConfigDict(strict=True))
 
 
 @functools.cache

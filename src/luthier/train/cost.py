@@ -142,16 +142,17 @@ def _embedding(tuned: Tuned) -> Tensor:
     return tuned.base.model.get_input_embeddings().weight
 
 
-def peak_bytes(counted: Count, tuned: Tuned, tokens: int, recompute: bool) -> int:
+def peak_bytes(counted: Count, tuned: Tuned, tokens: int, recompute: bool, slots: int = 1) -> int:
     """Bytes at the peak of a step with micro-batches of `tokens`: the base; value, gradient and two moments of what is
-    trained (float32); what the backward pass needs, or with `recompute` each layer's input and one layer whole; then
-    the loss's logits or the layer at hand, whichever is more."""
+    trained (float32), for as many `slots` as are like those of `tuned`; what the backward pass needs, or with
+    `recompute` each layer's input and one layer whole; then the loss's logits or the layer at hand, whichever is more.
+    """
     share = tokens / counted.stored
     kept = counted.kept
     if recompute:
         inputs = counted.stored * tuned.base.facts.hidden_size * tuned.base.dtype.itemsize * counted.layers
         kept = kept // counted.layers + inputs
-    trained = 16 * sum(slot.trainable_parameters for slot in tuned.slots)
+    trained = 16 * slots * sum(slot.trainable_parameters for slot in tuned.slots)
     logits = LOSS_COPIES * 4 * min(int(counted.outputs * share) * counted.width, 1 << 26)
     step = kept * share + max(logits, 3 * counted.widest * share)
     libraries = LIBRARIES if tuned.base.device.type in ("cpu", "meta") else 0

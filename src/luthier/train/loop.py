@@ -34,6 +34,8 @@ from luthier.train.room import TOKEN_BUDGET, Room, out_of_memory
 from luthier.train.shares import entries_by_slot, lay_out, longest_batch, share, step_share
 
 STOPPED = "asked to stop; the same command continues"
+Worth = dict[str, tuple[float, float]]
+"""Of validation rows by id: the row's negative log-likelihood, and the trained tokens it is the sum of."""
 T = TypeVar("T")
 
 
@@ -47,12 +49,14 @@ class Wishes:
     `more`, between turns for every free slot: the next job for it, whose `method` is hung there; None leaves it free.
     `measure(slots)`: further scores of the slots that are being evaluated, of all of them together, in their order.
     It may raise Asked. Which weights are best stays decided by the validation loss.
+    `weigh(slot, rows)`: told at each evaluation what the validation rows of this process were worth in that slot.
     """
 
     stop: Callable[[], bool] = lambda: False
     ends: Callable[[str], tuple[State, str] | None] = lambda run: None
     more: Callable[[], Job | None] = lambda: None
     measure: Callable[[Sequence[int]], list[dict[str, float]]] | None = None
+    weigh: Callable[[int, Worth], None] | None = None
 
 
 NONE = Wishes()
@@ -127,13 +131,15 @@ def validation_losses(
     stop: Callable[[], bool] = lambda: False,
     budget: int = TOKEN_BUDGET,
     ranks: Ranks = ALONE,
+    weigh: Callable[[int, Worth], None] | None = None,
 ) -> list[float]:
     """Each slot's mean negative log-likelihood per trained token (per example for classes), of all slots in one pass.
 
-    Raises Asked when `stop` says yes.
+    `weigh` is told, slot by slot, what each row of this process was worth. Raises Asked when `stop` says yes.
     """
     wholes = [share(slot, rows, share_prefixes=True) for slot in slots]
     losses, asked = {slot.index: 0.0 for slot in slots}, False
+    worth: dict[int, Worth] = {slot.index: {} for slot in slots}
     with torch.no_grad():
         for batch in _in_parts(tuned, wholes, budget, ranks):
             if asked := stop():
@@ -142,10 +148,24 @@ def validation_losses(
             weights_S = torch.from_numpy(batch.weights_S).to(nll_S.device).double()
             for slot, mine in entries_by_slot(batch):
                 losses[slot] += float(nll_S[mine].double() @ weights_S[mine])
+                if weigh is not None:
+                    worth[slot] |= _worth(batch, mine, nll_S)
     *totals, wished = ranks.sum([*losses.values(), asked])
     if wished:
         raise Asked
+    if weigh is not None:
+        for index, found in worth.items():
+            weigh(index, found)
     return totals
+
+
+def _worth(batch: Batch, mine: slice, nll_S: torch.Tensor) -> Worth:
+    """What the rows of one slot were worth: a token that rows share counts in each of them."""
+    nll = nll_S.double().cpu().numpy()
+    rows = zip(batch.example_ids, batch.entries, strict=True)
+    return {
+        name: (float(nll[at].sum()), float(len(at))) for name, at in rows if len(at) and mine.start <= at[0] < mine.stop
+    }
 
 
 def _in_parts(tuned: Tuned, wholes: Sequence[Share], budget: int, ranks: Ranks) -> Iterator[Batch]:
@@ -300,7 +320,9 @@ def _evaluate(wave: Wave, lanes: Sequence[Lane]) -> Generator[Event, None, dict[
     scores: dict[int, dict[str, float]] = {}
     for some in together.values():
         slots, rows = [lane.slot for lane in some], some[0].job.validation
-        ask = partial(validation_losses, wave.tuned, slots, rows, wave.wishes.stop, ranks=wave.ranks)
+        ask = partial(
+            validation_losses, wave.tuned, slots, rows, wave.wishes.stop, ranks=wave.ranks, weigh=wave.wishes.weigh
+        )
         losses = yield from _within_memory(wave, some, ask)
         scores |= {slot.index: {"loss": loss} for slot, loss in zip(slots, losses, strict=True)}
     if lanes and wave.wishes.measure is not None:

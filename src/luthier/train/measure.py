@@ -36,17 +36,18 @@ def resident_bytes() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
-        return _most_resident()
+        return most_resident_bytes()
     return pages * resource.getpagesize()
 
 
-def _most_resident() -> int:
+def most_resident_bytes() -> int:
+    """The most memory this process ever held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def peak_bytes(tuned: Tuned) -> int:
     """The most memory the base's device held for this process: on a CPU the whole process."""
-    return torch.cuda.max_memory_allocated() if tuned.base.device.type == "cuda" else _most_resident()
+    return torch.cuda.max_memory_allocated() if tuned.base.device.type == "cuda" else most_resident_bytes()
 
 
 def measure(tuned: Tuned, job: Job, budget: int, before: int, until: float) -> Measured:

@@ -32,30 +32,47 @@ COUNTED_ROWS = 100_000  # of more rows a sample says how many tokens sharing sav
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a run fits into memory: `training` with `gradient_checkpointing` decided, `budget` tokens a micro-batch, and
-    the bytes its largest step is expected to take."""
+    """How a run fits into memory: `training` with `gradient_checkpointing` decided, `budget` tokens a micro-batch, the
+    bytes its largest step is expected to take, and how many `slots` like it all this is for."""
 
     training: Training
     budget: int
     memory_bytes: int
+    slots: int = 1
 
 
 def fitted(training: Training, rows: Sequence[Encoded], shapes: Tuned, machine: Machine) -> Fit:
     """What a device's memory allows, by formula: first smaller micro-batches, which cost little, down to the longest
     example; then recomputed activations, which cost a forward pass more. `shapes`: the tuned base, numbers or none."""
+    return slots_that_fit(training, rows, shapes, machine, wish=1)
+
+
+def slots_that_fit(training: Training, rows: Sequence[Encoded], shapes: Tuned, machine: Machine, wish: int) -> Fit:
+    """How many slots like the one of `shapes`, at most `wish` and at least one, train together in a device's memory.
+
+    One is `fitted`. The base is there once; each slot more costs its numbers with gradient and moments, and its part of
+    the micro-batch. Where that is too much, micro-batches get smaller, down to what one slot brings; then slots fewer.
+    """
     budget = WIDE_BUDGET if machine.device == "cuda" else TOKEN_BUDGET
     counted = cost.count(shapes, longest_batch(shapes, [(shapes.slots[0], training, rows)], budget))
     longest = int(lengths(rows).max()) + shapes.slots[0].virtual_tokens
     usable, recompute = USABLE_SHARE * machine.memory_bytes, bool(training.gradient_checkpointing)
 
-    def needed() -> int:
-        return cost.peak_bytes(counted, shapes, min(counted.stored, max(budget, longest)), recompute)
+    def needed(slots: int, budget: int) -> int:
+        tokens = min(slots * counted.stored, max(budget, longest))
+        return cost.peak_bytes(counted, shapes, tokens, recompute, slots)
 
-    while needed() > usable and budget > longest:
+    while needed(1, budget) > usable and budget > longest:
         budget //= 2
-    if needed() > usable and training.gradient_checkpointing is None:
+    if needed(1, budget) > usable and training.gradient_checkpointing is None:
         recompute = True
-    return Fit(training.model_copy(update={"gradient_checkpointing": recompute}), budget, needed())
+    alone = min(budget, max(counted.stored, longest))  # a budget below would cut what one slot brings
+    most = 1 if shapes.full else wish
+    slots = next((n for n in range(most, 1, -1) if needed(n, alone) <= usable), 1)
+    while slots > 1 and needed(slots, budget) > usable:
+        budget = max(alone, budget // 2)
+    decided = training.model_copy(update={"gradient_checkpointing": recompute})
+    return Fit(decided, budget, needed(slots, budget), slots)
 
 
 def plan(

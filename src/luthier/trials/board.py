@@ -7,6 +7,7 @@ Lives here: what `search.json` holds, and the table a terminal prints. Does not 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,16 +34,26 @@ class Aim:
     higher: bool
     top: float | None = None
 
-    def say(self, value: float) -> str:
-        """The number, four digits of it.
+    def say(self, value: float, like: float | None = None) -> str:
+        """The number, four digits of it, or as many decimals as `like` has so.
 
         >>> loss, share = Aim("loss", "validation loss", False), Aim("accuracy", "accuracy", True, 1.0)
-        >>> loss.say(1.3), loss.say(81_920), share.say(0.9)
-        ('1.300', '81,920', '0.900')
+        >>> loss.say(1.3), loss.say(0.98765), loss.say(0.98765, like=1.3), loss.say(81_920), share.say(0.9)
+        ('1.300', '0.9877', '0.988', '81,920', '0.900')
         """
+        size = abs(value if like is None else like)
         if self.top == 1.0:
             return f"{value:.3f}"
-        return f"{value:,.0f}" if abs(value) >= 1000 or value == 0 else f"{value:#.4g}".rstrip(".")
+        decimals = min(9, max(0, 3 - math.floor(math.log10(size)))) if size > 0 else 0
+        return f"{value:,.{decimals}f}"
+
+    def span(self, value: float, low: float, high: float) -> str:
+        """A number with its interval.
+
+        >>> Aim("loss", "validation loss", False).span(1.3, 0.98765, 1.61)
+        '1.300 (0.988–1.610)'
+        """
+        return f"{self.say(value)} ({self.say(low, value)}–{self.say(high, value)})"
 
     def gap(self, value: float) -> str:
         """The size of a difference, two digits of it.
@@ -50,7 +61,7 @@ class Aim:
         >>> Aim("loss", "validation loss", False).gap(-0.01883)
         '0.019'
         """
-        return f"{abs(value):,.0f}" if abs(value) >= 1000 else f"{abs(value):.2g}"
+        return f"{abs(value):,.0f}" if abs(value) >= 100 else f"{abs(value):#.2g}".rstrip(".")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +257,9 @@ def names(paths: Mapping[str, Any] | tuple[str, ...]) -> dict[str, str]:
 def standing(entry: Entry, aim: Aim) -> str:
     """What the trial scored, in words: `1.235 (1.19–1.28)`, or where it stood when it ended: `1.31 after 33 %`."""
     if entry.objective is not None:
-        found = aim.say(entry.objective[0])
         if entry.low is None or entry.high is None:
-            return found
-        return f"{found} ({aim.say(entry.low)}–{aim.say(entry.high)})"
+            return aim.say(entry.objective[0])
+        return aim.span(entry.objective[0], entry.low, entry.high)
     return f"{aim.say(entry.curve[-1][1])} after {entry.curve[-1][0]:.0%}" if entry.curve else ""
 
 

@@ -21,10 +21,25 @@ from luthier.evaluation.ladder_page import duration
 from luthier.evaluation.report import Report
 from luthier.runs import Score
 from luthier.trials import optimism, record
-from luthier.trials.board import Aim, Axis, Board, Entry, Failure, Guess, Plain, Pruned, Repeats, Tested, names, value
+from luthier.trials.board import (
+    Aim,
+    Axis,
+    Board,
+    Entry,
+    Failure,
+    Guess,
+    Plain,
+    Pruned,
+    Repeats,
+    Tested,
+    names,
+    standing,
+    value,
+)
 from luthier.trials.record import Trial
 from luthier.trials.rows import Rows, Table, table
 
+NEXT_TO_NOTHING = 5e-4  # of a score: an optimism of less is not worth a number
 NO_ROWS = "no intervals: what single validation rows were worth was not kept"
 
 
@@ -98,7 +113,7 @@ def conclude(
         _differs(winner, search) if winner else (),
         dict(sorted(importance.items(), key=lambda item: -item[1])),
         _guess(winner, done, lead, known, search.rows),
-        _pruned(told, trials),
+        _pruned(told),
         tuple(seeded),
         _repeats(winner, seeded, lead) if winner else None,
         _tested(winner, report, lead) if winner and report else None,
@@ -203,7 +218,9 @@ def _is_share(lead: Aim) -> bool:
 
 def _same(values: Mapping[str, Plain], described: Mapping[str, Any]) -> bool:
     """Whether a trial's values are the described ones, wherever it has a value."""
-    return bool(values) and all(path in described and _equal(each, plain(described[path])) for path, each in values.items())
+    return bool(values) and all(
+        path in described and _equal(each, plain(described[path])) for path, each in values.items()
+    )
 
 
 def _equal(one: Plain, other: Plain) -> bool:
@@ -220,8 +237,7 @@ def _headline(winner: Entry | None, entries: Sequence[Entry], search: Search) ->
     if winner is None or winner.objective is None:
         ends = "No trial came to its end" if over else "No trial has come to its end yet"
         return f"{ends}: nothing can be said of {lead.title}"
-    sure = "" if winner.low is None or winner.high is None else f" ({lead.say(winner.low)}–{lead.say(winner.high)})"
-    said = f"Trial {winner.number} is best{'' if over else ' so far'}: {lead.title} {lead.say(winner.objective[0])}{sure}"
+    said = f"Trial {winner.number} is best{'' if over else ' so far'}: {lead.title} {standing(winner, lead)}"
     alike = [str(entry.number) for entry in entries if entry.alike]
     if len(alike) == 1:
         return f"{said}; trial {alike[0]} cannot be told from it on these rows"
@@ -256,34 +272,41 @@ def _guess(winner: Entry | None, done: Sequence[int], lead: Aim, known: Table | 
     """The optimism of best-of-N: from rows; else a bound where a score's noise is known; else unknown."""
     count = len(done)
     if winner is None or winner.objective is None or count < 2:
-        return Guess("unknown", count, None, None, "Nothing was chosen among several, so nothing flatters" if count else "")
+        return Guess(
+            "unknown", count, None, None, "Nothing was chosen among several, so nothing flatters" if count else ""
+        )
     head = f"The best of {count} scores is chosen by luck as well"
     found = None
     if known is not None and set(known.numbers) == set(done):
         found = optimism.optimism(known.values_TN, known.sizes_N, not lead.higher)
-    if found is not None:
-        amount, fair = lead.gap(found.amount), lead.say(found.expected)
-        said = f"{head}: expect about {fair} on other rows, {amount} {'lower' if lead.higher else 'higher'}"
-        return Guess("rows", count, found.amount, found.expected, f"{said} (bootstrap over {len(known.sizes_N):,} rows)")  # type: ignore[union-attr]
+    if known is not None and found is not None:
+        over = f"(bootstrap over {len(known.sizes_N):,} rows)"
+        said = f"{head}: expect about {lead.say(found.expected)} on other rows, {lead.gap(found.amount)} "
+        said += f"{'lower' if lead.higher else 'higher'} {over}"
+        if found.amount < NEXT_TO_NOTHING * abs(found.seen):
+            said = f"The winner is far enough ahead: chosen among {count}, its score flatters by next to nothing {over}"
+        return Guess("rows", count, found.amount, found.expected, said)
     if rows and _is_share(lead):
         share = winner.objective[0]
         bound = optimism.at_most(count, math.sqrt(max(share * (1 - share), 1 / rows) / rows))
         said = f"{head}: on other rows expect up to {lead.gap(bound)} {'lower' if lead.higher else 'higher'}"
         return Guess("bound", count, bound, None, f"{said}, as much as {count} trials that do not differ would show")
-    return Guess("unknown", count, None, None, f"{head}; by how much is not known, as no values of single rows were kept")
+    return Guess(
+        "unknown", count, None, None, f"{head}; by how much is not known, as no values of single rows were kept"
+    )
 
 
-def _pruned(entries: Sequence[Entry], trials: Sequence[Trial]) -> Pruned:
+def _pruned(entries: Sequence[Entry]) -> Pruned:
     weak = [entry for entry in entries if entry.state == "pruned"]
     planned = sum(entry.planned for entry in entries)
     undone = sum(entry.planned - entry.steps for entry in weak)
     seconds = sum((e.planned - e.steps) * e.seconds / e.steps for e in weak if e.steps)
     shares = tuple(sorted(entry.share for entry in weak))
     if not weak:
-        said = "Nothing was pruned" if trials else ""
+        said = "Nothing was pruned" if any(entry.state == "done" for entry in entries) else ""
         return Pruned(0, (), 0, planned, 0.0, said)
     at = f"{shares[0]:.0%}" if shares[0] == shares[-1] else f"{shares[0]:.0%} to {shares[-1]:.0%}"
-    said = f"{len(weak)} of {len(entries)} trials were stopped early, at {at} of their updates: {undone:,} of "
+    said = f"{len(weak)} of {len(entries)} trials were pruned, at {at} of their updates: {undone:,} of "
     said += f"{planned:,} updates ({undone / max(1, planned):.0%}) were saved, about {duration(seconds)} of training"
     return Pruned(len(weak), shares, undone, planned, seconds, said)
 
@@ -296,8 +319,8 @@ def _repeats(winner: Entry, seeded: Sequence[Entry], lead: Aim) -> Repeats | Non
     values = np.array([entry.objective[0] for entry in (winner, *found) if entry.objective is not None])
     mean, spread, further = float(values.mean()), float(values.std(ddof=1)), float(values[1:].mean())
     half = statistics.student(len(values) - 1) * spread / math.sqrt(len(values))
-    ends = f"{lead.say(mean - half)}–{lead.say(mean + half)}"
-    said = f"The winner's values with {len(values)} seeds: {lead.say(mean)} on average ({ends}), spread {lead.gap(spread)}"
+    span = lead.span(mean, mean - half, mean + half)
+    said = f"The winner's values with {len(values)} seeds: {span} on average, spread {lead.gap(spread)}"
     said += f"; the {len(found)} that chose nothing: {lead.say(further)}"
     numbers = (winner.number, *(entry.number for entry in found))
     return Repeats(numbers, tuple(map(float, values)), mean, spread, said)

@@ -2,8 +2,8 @@
 
 Pure maths: numpy only. Does not live here: where the scores come from (`rows.py`), what is said of them (`board.py`).
 
-Letters: T trials, N validation rows, B resamples. A score is `values.sum() / sizes.sum()` over rows: of a loss the rows'
-negative log-likelihoods and their trained tokens, of a metric the rows' values and ones.
+Letters: T trials, N validation rows, B resamples. A score is `values.sum() / sizes.sum()` over rows: of a loss the
+rows' negative log-likelihoods and their trained tokens, of a metric the rows' values and ones.
 """
 
 from __future__ import annotations

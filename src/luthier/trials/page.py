@@ -42,6 +42,8 @@ def render(board: Board) -> str:
         "curves": pictures.curves(board),
         "front": pictures.front(board),
         "bars": _bars(board),
+        "keys": _keys(board),
+        "sure": any(entry.low is not None for entry in board.entries),
         "differs": [(path, _text(old), _text(new)) for path, old, new in board.differs],
         "link": _link(board.tested.run_id) if board.tested else None,
         "test_score": say(board.tested.score, board.aims[0].top) if board.tested and board.tested.score else None,
@@ -128,6 +130,23 @@ def _scale(board: Board) -> tuple[float, float]:
 def _of_one_winner(board: Board) -> list[Entry]:
     """The winner and its further seeds."""
     return [board.winner, *board.seeded] if board.winner and board.seeded else []
+
+
+_KEYS = {
+    "best": "best",
+    "good": "better quarter",
+    "plain": "others",
+    "running": "running",
+    "pruned": "pruned",
+    "failed": "failed",
+}
+
+
+def _keys(board: Board) -> list[tuple[str, str]]:
+    """The tones that lines of this board have, with their words."""
+    good = pictures.better_quarter(board)
+    there = {pictures.tone(entry, board, good) for entry in board.entries}
+    return [(tone, words) for tone, words in _KEYS.items() if tone in there]
 
 
 def _bars(board: Board) -> list[tuple[str, str, float, str]]:

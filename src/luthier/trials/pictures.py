@@ -103,7 +103,7 @@ def parallel(board: Board) -> Parallel | None:
         place, marks = _along(axis, [entry.values.get(axis.path) for entry in board.entries], frame)
         x = round(left + number * step, 1)
         columns.append(
-            Column(x, shortened(called[axis.path], room), axis.path, tuple((y, shortened(text, room)) for y, text in marks))
+            Column(x, _ends(called[axis.path], room), axis.path, tuple((y, shortened(text, room)) for y, text in marks))
         )
         places.append(place)
     score, marks = _score_axis(board, frame)
@@ -112,7 +112,9 @@ def parallel(board: Board) -> Parallel | None:
     none = frame.bottom + 22
     lines, missing, good = [], False, better_quarter(board)
     for entry in board.entries:
-        found = [place(entry.values.get(axis.path), entry.number) for place, axis in zip(places, board.axes, strict=True)]
+        found = [
+            place(entry.values.get(axis.path), entry.number) for place, axis in zip(places, board.axes, strict=True)
+        ]
         ended = last(entry)
         ys = [*found, None if ended is None else score(ended)]
         missing = missing or None in ys
@@ -120,6 +122,16 @@ def parallel(board: Board) -> Parallel | None:
         lines.append((tone(entry, board, good), points, words(entry, board)))
     lines.sort(key=lambda line: _TONES.index(line[0]))
     return Parallel(tuple(columns), tuple(lines), none if missing else None, width)
+
+
+def _ends(name: str, letters: int) -> str:
+    """A name's beginning and end: parameters of one kind begin alike.
+
+    >>> _ends("evaluation.max_new_tokens", 13)
+    'evalua…tokens'
+    """
+    half = (letters - 1) // 2
+    return name if len(name) <= letters else f"{name[:half]}…{name[-half:]}"
 
 
 _Place = Callable[[Plain, int], float | None]
@@ -165,7 +177,7 @@ def _score_axis(board: Board, frame: Parallel) -> tuple[Callable[[float], float]
     aim = board.aims[0]
     best, worst = reach((x for entry in board.entries if (x := last(entry)) is not None), aim)
     if best == worst:
-        best, worst = (best + 0.5 * abs(best or 1), worst) if aim.higher else (best - 0.5 * abs(best or 1), worst)
+        worst = best + (-0.5 if aim.higher else 0.5) * abs(best or 1)
     y = scale(worst, best, frame.bottom - 6, frame.top + 12)
     low, high = sorted((best, worst))
     marks = tuple((y(x), f"{x:g}") for x in ticks(low, high, 5) if low <= x <= high)
@@ -324,14 +336,21 @@ class Front:
     bottom: float = 258.0
 
 
+def _ticks_around(found: Sequence[tuple[float, bool]], aim: Aim) -> list[float]:
+    """Round marks around what is worth drawing of (value, is on the front), the front itself always."""
+    ends = [*reach((x for x, _ in found), aim), *(x for x, first in found if first)]
+    return ticks(min(ends), max(ends), 5)
+
+
 def front(board: Board) -> Front | None:
     """The first two aims of all trials that are done; None with one aim, or nothing done."""
     done = [(entry, entry.objective) for entry in board.entries if entry.objective and len(entry.objective) > 1]
     if len(board.aims) < 2 or not done:
         return None
     frame = Front((), "", (), ())
-    down, across = (reach((found[k] for _, found in done), board.aims[k]) for k in (0, 1))
-    x_ticks, y_ticks = ticks(*sorted(across), 5), ticks(*sorted(down), 5)
+    y_ticks, x_ticks = (
+        _ticks_around([(found[k], entry.front) for entry, found in done], board.aims[k]) for k in (0, 1)
+    )
     x = scale(x_ticks[0], x_ticks[-1], frame.left, frame.right)
     y = scale(y_ticks[0], y_ticks[-1], frame.bottom, frame.top)
     dots: list[tuple[float, float, bool, str, str]] = []

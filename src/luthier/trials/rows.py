@@ -31,6 +31,16 @@ class Rows:
     sizes: Mapping[str, tuple[float, ...]]
 
 
+def of_loss(worth: Mapping[str, tuple[float, float]]) -> Rows:
+    """Rows of the loss alone, from (negative log-likelihood, trained tokens) by row.
+
+    >>> of_loss({"a": (2.5, 3.0)}).values
+    {'loss': (2.5,)}
+    """
+    values, sizes = zip(*worth.values(), strict=True)
+    return Rows(tuple(worth), {"loss": values}, {"loss": sizes})
+
+
 def write(folder: Path, rows: Rows) -> None:
     """Complete or not there. Raises OSError; ValueError where a value is not finite or rows are missing."""
     for name, values in rows.values.items():

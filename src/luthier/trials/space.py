@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from luthier import presets, spec
 from luthier.errors import SpecError
 from luthier.spec import spaces, wording
@@ -264,7 +266,7 @@ def applied(experiment: spec.Experiment, values: Mapping[str, Any]) -> spec.Expe
         if (why := spaces.why_not(path)) is not None:
             raise SpecError(f"`{path}` {why}")
         if "." not in path:
-            value = spaces.checked(path, value)
+            value = _checked(path, value)
         section, _, name = path.rpartition(".")
         sections.setdefault(section, {})[name] = value
     changes = dict(sections.pop("", {}))
@@ -274,6 +276,13 @@ def applied(experiment: spec.Experiment, values: Mapping[str, Any]) -> spec.Expe
     fields = (experiment.model_fields_set | set(changes)) - {"search"}
     whole = dict(experiment) | changes | {"search": None}
     return spec.Experiment.model_construct(fields, **whole)
+
+
+def _checked(path: str, value: Any) -> Any:
+    try:
+        return spaces.checked(path, value)
+    except ValidationError as error:
+        raise wording.explain(error, spec.known_paths(), lambda path: None, (path,)) from None
 
 
 def _part(experiment: spec.Experiment, section: str) -> spec.Part:
@@ -336,10 +345,12 @@ def evaluate_every(experiment: spec.Experiment, train: int, validation: int, pru
     """Updates between two looks at a resolved trial of so many rows; None: as the experiment says.
 
     A pruner needs more than one look an epoch: LOOKS over the whole training where they cost no more than LOOKS_SHARE
-    of it (an update's row costs as much as BACKWARD rows of validation), never fewer than one an epoch.
+    of it (an update's row costs as much as BACKWARD rows of validation), never fewer than one an epoch. Where somebody
+    set a patience, which counts evaluations, they come as often as that expects.
     """
     training = experiment.training
-    if training.evaluate_every is not None or pruner == "none" or not validation:
+    said = training.evaluate_every is not None or training.patience is not None
+    if said or pruner == "none" or not validation:
         return None
     batches = spec.batches_per_epoch(train, training.batch_size)
     an_epoch = spec.steps_per_epoch(batches, training.accumulate_steps)

@@ -88,15 +88,15 @@ def ask(
         if whole.holds(first[made]):
             return dict(first[made])
         return _drawn(whole, wishes, seed, trials, first[made], 0)
-    grid = wishes.sampler == "grid"
-    counted = _every(whole) if grid or whole.finite else None
-    if counted is not None and (grid or wishes.sampler == "random"):
-        return _untried(counted, seed, tried)
+    listed = wishes.sampler == "grid" or (wishes.sampler == "random" and whole.finite)
+    if listed and (every := _every(whole)) is not None:
+        return _untried(every, seed, tried)
     for attempt in range(TRIES):
         values = _drawn(whole, wishes, seed, trials, {}, attempt)
         if same(values) not in tried:
             return values
-    return values if counted is None else _untried(counted, seed, tried)
+    every = _every(whole) if whole.finite else None
+    return values if every is None else _untried(every, seed, tried)
 
 
 def _refuse(whole: Space, wishes: spec.Search) -> None:

@@ -64,7 +64,7 @@ def search(
     wishes = [*sets, *([] if seeds is None else [f"search.seeds={seeds}"])]
     here, experiment = common.studio(), common.experiment(file, wishes)
     with screen.busy(READING):
-        run = here.search(experiment, new, engine.value)
+        run = here.search(experiment, new, "ray" if engine is Engine.ray else "here")
     common.carry(here, run, as_json)
 
 
@@ -92,11 +92,11 @@ def stop(trial: Trial) -> None:
 
 def _values(run: Run, sets: list[str]) -> dict[str, Any]:
     """`path=value` texts as values of a trial: what the experiment of `run` would hold with them. Raises SpecError."""
-    from luthier import spec
-
     if not sets:
         raise SpecError("no value is given", hint="say which: `--set training.learning_rate=0.003`")
-    every = spec.leaves(spec.changed(spec.load(run.path / "experiment.yaml"), sets))
+    from luthier import drafts, spec
+
+    every = spec.leaves(spec.changed(drafts.one(spec.load(run.path / "experiment.yaml")), sets))
     paths = [each.partition("=")[0].strip() for each in sets]
     for path in paths:
         if path not in every:
