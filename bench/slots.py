@@ -9,12 +9,13 @@ same order, as trials of one seed do, but in `upper, own rows`, where each has i
 
 **speed.** Two processes hold bases with 1, 2, 4, 8, 16 slots and are told what to do: one of them alone on one thread
 or on all, or both at once on one thread each. All ways are measured in turns; figures are medians over the rounds,
-spread lowest and highest; a turn during which others used more than a tenth of a core is done again, at most twice.
+lowest and highest; `foreign_cores` is what others used of our cores meanwhile.
 `gain` says how many times faster the slots are in one forward than one after another in the same process or processes,
 from each round's own times. `against_processes`: how many times faster than single-threaded processes, one a core, that
 train one trial after another.
 
-**memory.** Each number of slots in a fresh process, the longest micro-batch and an update; beyond what the process held before the base.
+**memory.** Each number of slots in a fresh process, the longest micro-batch and an update; beyond what the process held
+before the base.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from luthier.train.measure import most_resident_bytes, resident_bytes
 RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results" / "slots.json"
 COUNTS, MANY = (1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32, 64)
 KINDS = ("all layers", "upper half", "upper half, own rows")
-ROUNDS, BATCH, RANK, FOREIGN = 5, 8, 8, 0.1
+ROUNDS, BATCH, RANK = 4, 8, 8
 LAYERS = workloads.SHAPES["tiny"].layers
 LINEARS = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
 
@@ -126,19 +127,16 @@ class Child:
         self._process.wait()
 
 
-def timed(children: list[Child], kind: str, slots: int, threads: int) -> float:
-    """Seconds of an update, of the slower process if several work at once; again where others disturbed it."""
-    count, best = max(1, 4 // slots), float("inf")
-    for _ in range(3):
-        busy, started = machine.busy_seconds(), time.perf_counter()
-        for child in children:
-            child.ask(kind, slots, threads, count)
-        told = [child.answer() for child in children]
-        wall = time.perf_counter() - started
-        best = min(best, max(seconds for seconds, _ in told) / count)
-        if machine.busy_seconds() - busy - sum(cpu for _, cpu in told) < max(FOREIGN * wall, 0.03):
-            break
-    return best
+def timed(children: list[Child], kind: str, slots: int, threads: int) -> tuple[float, float]:
+    """Seconds of an update, of the slower process if several work at once; and how many cores others used meanwhile."""
+    count = max(1, 4 // slots)
+    busy, started = machine.busy_seconds(), time.perf_counter()
+    for child in children:
+        child.ask(kind, slots, threads, count)
+    told = [child.answer() for child in children]
+    wall = time.perf_counter() - started
+    foreign = machine.busy_seconds() - busy - sum(cpu for _, cpu in told)
+    return max(seconds for seconds, _ in told) / count, max(0.0, foreign) / wall
 
 
 def speed(model: Path, room: Path) -> dict:
@@ -148,16 +146,19 @@ def speed(model: Path, room: Path) -> dict:
     ways = {"one thread": (1, 1), "all threads": (1, cores), "a process a core": (cores, 1)}
     plan = [(kind, slots) for kind in KINDS for slots in COUNTS]
     told: dict[str, dict[str, dict[int, list[float]]]] = {k: {w: {n: [] for n in COUNTS} for w in ways} for k in KINDS}
+    others: list[float] = []
     for kind, slots in plan:  # made and warmed up, all processes at once
         timed(children, kind, slots, 1)
     for _ in range(ROUNDS):
         for kind, slots in plan:
             for way, (processes, threads) in ways.items():
                 if "own" not in kind or way == "one thread":
-                    told[kind][way][slots].append(timed(children[:processes], kind, slots, threads))
+                    seconds, foreign = timed(children[:processes], kind, slots, threads)
+                    told[kind][way][slots].append(seconds)
+                    others.append(foreign)
     for child in children:
         child.close()
-    figures: dict[str, dict] = {}
+    figures: dict[str, object] = {"rounds": ROUNDS, "foreign_cores": _middle(others)}
     for kind, found in told.items():
         apart = found["a process a core"]
         figures[kind] = {way: _figures(each, apart, ways[way][0], cores) for way, each in found.items() if each[1]}

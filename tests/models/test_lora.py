@@ -64,34 +64,6 @@ def test_both_products_give_the_same(transposed: bool) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("quantized", [False, True])
-def test_slots_with_equally_many_rows_are_one_product(
-    dtype: torch.dtype, quantized: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ranks 2, 3 and 2, rows without an adapter before and behind: what slot by slot gives."""
-    torch.manual_seed(0)
-    base = torch.nn.Linear(7, 5, dtype=dtype).requires_grad_(False)
-    turn = Turn(ranges=((9, 0, 1), (0, 1, 5), (1, 5, 9), (2, 9, 13), (8, 13, 15)), units=15)
-    layer = LoraLinear(base, "layer", turn, False, quantized=quantized)
-    tensors = []
-    for slot, rank in enumerate((2, 3, 2)):
-        a, b = torch.randn(rank, 7, requires_grad=True), torch.randn(5, rank, requires_grad=True)
-        layer.adapters[slot] = Adapter(a, b, scale=slot + 0.5, dropout=0.0, seed=0)
-        tensors += [a, b]
-    x, weight = torch.randn(15, 7, dtype=dtype, requires_grad=True), torch.randn(15, 5, dtype=dtype)
-    calls, batched, found = [], torch.bmm, []
-    monkeypatch.setattr(torch, "bmm", lambda *given: calls.append(1) or batched(*given))
-    for lora.FEW_ROWS in (256, 1):
-        y = layer(x)
-        found.append([y, *torch.autograd.grad((y * weight).sum(), (x, *tensors))])
-    monkeypatch.setattr(lora, "FEW_ROWS", 256)
-    assert len(calls) == (4 if dtype == torch.float32 else 6)
-    for ours, theirs in zip(*found, strict=True):
-        assert ours.dtype == theirs.dtype and theirs.abs().max() > 0.1
-        torch.testing.assert_close(ours, theirs, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=1e-5)
-
-
 def test_the_product_is_measured_only_where_there_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = [torch.ones(4, 3), torch.ones(4, 3)]
     assert measure_product([], rows=5) == measure_product([torch.ones(4, 3).double()], rows=5) == "torch"

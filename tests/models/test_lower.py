@@ -219,3 +219,16 @@ def test_a_run_is_the_run_alone(tiny: Tiny, tmp_path: Path) -> None:
 
 def _loss(event: Stepped | Evaluated) -> float:
     return event.loss if isinstance(event, Stepped) else event.scores["loss"]
+
+
+def test_one_slot_several_times_in_a_batch_stands_for_as_many(tiny: Tiny) -> None:
+    """What a probe of the machine does: twice the rows, twice the gradient, the layers below once."""
+    base = _base(tiny, "tiny_llama")
+    tuned = tune(base, _upper(base, 2))
+    mine = share(tuned, 0, rows("causal"))
+    loss, (once,) = gradients(tuned, [mine], 10_000)
+    with _seen(tuned) as counts:
+        twice_loss, (twice,) = gradients(tuned, [mine, mine], 10_000)
+    assert counts[-1] == 2 * counts[-LAYERS] and twice_loss == pytest.approx(2 * loss)
+    for name, grad in once.items():
+        assert_close(twice[name], 2 * grad, name, atol=1e-5)

@@ -41,7 +41,7 @@ def _same_rows(a: Share, b: Share) -> bool:
     alike = (a.virtual_tokens, a.share_prefixes, a.numbers) == (b.virtual_tokens, b.share_prefixes, b.numbers)
     return (
         alike
-        and len(a.examples) == len(b.examples)
+        and 0 < len(a.examples) == len(b.examples)
         and (a.examples is b.examples or all(map(_same_row, a.examples, b.examples)))
     )
 

@@ -16,7 +16,6 @@ Letters: N rows, r rank; `in` and `out` the widths of W.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 import zlib
@@ -27,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 PRODUCTS = ("torch", "onednn")
 """What multiplies by frozen weights on a CPU: torch's own choice (MKL for float32) or oneDNN. They differ in the last
@@ -115,7 +113,7 @@ class LoraLinear(nn.Module):
             y = _LowRank.apply(rows, weight, self.base.bias, (self.turn.product, *parts), *tensors)
         return y.view(*x.shape[:-1], -1)
 
-    def _parts(self, rows: Tensor) -> tuple[list[Part], list[Tensor]]:
+    def _parts(self, rows: Tensor) -> tuple[list[tuple[int, int, float, Tensor | None]], list[Tensor]]:
         """(start, stop, scale, dropout mask) and A, B of every slot with rows here."""
         turn, parts, tensors = self.turn, [], []
         if self.adapters.keys().isdisjoint(slot for slot, _, _ in turn.ranges):  # perhaps rows that slots share
@@ -146,13 +144,6 @@ class LoraLinear(nn.Module):
         return parts, tensors
 
 
-Part = tuple[int, int, float, Tensor | None]  # start, stop, scale, dropout mask
-
-FEW_ROWS = 256
-"""Up to so many rows a slot the thin products of several slots are one batched product each: 16 slots of 20 rows spend
-14 % less on adapted layers, of 50 rows 9 %, of 200 rows 2 %; of 600 nothing is gained (one thread; bench/slots.py)."""
-
-
 class _LowRank(torch.autograd.Function):
     """y = x Wᵀ + bias, plus s (m x Aᵀ) Bᵀ on each slot's rows; without W (None) the low-rank part alone.
 
@@ -172,125 +163,36 @@ class _LowRank(torch.autograd.Function):
             y = linear(x, weight, bias, product)
         else:
             y = x.new_zeros(len(x), tensors[1].shape[0])
-        ctx.product, ctx.parts = product, parts
-        ctx.alike = _alike(parts, tensors)
-        downs = (_up_alike if ctx.alike else _up)(y, x, parts, tensors)
+        downs = []
+        for (start, stop, scale, mask), a, b in zip(parts, tensors[::2], tensors[1::2], strict=True):
+            part = x[start:stop] if mask is None else x[start:stop] * mask
+            down_rN = (a @ part.t().to(a.dtype)).mul_(scale)
+            _add_product(y[start:stop], down_rN.t(), b.t())
+            downs.append(down_rN)
         ctx.save_for_backward(x, weight, *tensors, *downs)
+        ctx.product, ctx.parts = product, parts
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *saved = ctx.saved_tensors
-        count = 2 * len(ctx.parts)
+        count = len(ctx.parts)
+        tensors, downs = saved[: 2 * count], saved[2 * count :]
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.zeros_like(x) if weight is None else linear(grad, weight.t(), None, ctx.product)
-        back = _back_alike if ctx.alike else _back
-        grads = back(grad_x, x, grad, ctx.parts, saved[:count], saved[count:])
+        grads = []
+        for i, (start, stop, scale, mask) in enumerate(ctx.parts):
+            a, b = tensors[2 * i], tensors[2 * i + 1]
+            part = x[start:stop] if mask is None else x[start:stop] * mask
+            g = grad[start:stop].to(b.dtype)
+            up_rN = (b.t() @ g.t()).mul_(scale)
+            grads += [up_rN @ part.to(a.dtype), (downs[i] @ g).t()]
+            if grad_x is not None and mask is None:
+                _add_product(grad_x[start:stop], up_rN.t(), a)
+            elif grad_x is not None:
+                grad_x[start:stop].add_((up_rN.t() @ a).to(grad_x.dtype) * mask)
         return (grad_x, None, None, None, *grads)
-
-
-def _masked(x: Tensor, part: Part) -> Tensor:
-    start, stop, _, mask = part
-    return x[start:stop] if mask is None else x[start:stop] * mask
-
-
-def _up(y: Tensor, x: Tensor, parts: Sequence[Part], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Add every slot's low-rank part to its rows of y; gives each u (r, N)."""
-    downs = []
-    for part, a, b in zip(parts, tensors[::2], tensors[1::2], strict=True):
-        down_rN = (a @ _masked(x, part).t().to(a.dtype)).mul_(part[2])
-        _add_product(y[part[0] : part[1]], down_rN.t(), b.t())
-        downs.append(down_rN)
-    return downs
-
-
-def _back(
-    grad_x: Tensor | None,
-    x: Tensor,
-    grad: Tensor,
-    parts: Sequence[Part],
-    tensors: Sequence[Tensor],
-    downs: Sequence[Tensor],
-) -> list[Tensor]:
-    """Gradients of every A and B; adds to that of x."""
-    grads = []
-    for i, part in enumerate(parts):
-        (start, stop, scale, mask), a, b = part, tensors[2 * i], tensors[2 * i + 1]
-        g = grad[start:stop].to(b.dtype)
-        up_rN = (b.t() @ g.t()).mul_(scale)
-        grads += [up_rN @ _masked(x, part).to(a.dtype), (downs[i] @ g).t()]
-        if grad_x is not None and mask is None:
-            _add_product(grad_x[start:stop], up_rN.t(), a)
-        elif grad_x is not None:
-            grad_x[start:stop].add_((up_rN.t() @ a).to(grad_x.dtype) * mask)
-    return grads
-
-
-# ------------------------------------------------------------------------------------- slots with equally many rows
-
-
-def _alike(parts: Sequence[Part], tensors: Sequence[Tensor]) -> bool:
-    """Whether the slots' products are worth one batched product: few rows each, equally many and side by side, without
-    dropout, ranks of one size or not far from it (a smaller one is filled up with zeros)."""
-    rows, ranks = parts[0][1] - parts[0][0], [a.shape[0] for a in tensors[::2]]
-    return (
-        len(parts) > 1
-        and rows <= FEW_ROWS
-        and all(stop - start == rows and mask is None for start, stop, _, mask in parts)
-        and all(before[1] == after[0] for before, after in itertools.pairwise(parts))
-        and max(ranks) * len(ranks) <= 2 * sum(ranks)
-    )
-
-
-def _stacked(parts: Sequence[Part], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """All A (n, r, in), all B transposed (n, r, out), the scales (n, 1, 1)."""
-    a_nri = pad_sequence(list(tensors[::2]), batch_first=True)
-    b_nro = pad_sequence([b.t() for b in tensors[1::2]], batch_first=True)
-    return a_nri, b_nro, a_nri.new_tensor([part[2] for part in parts])[:, None, None]
-
-
-def _split(x: Tensor, parts: Sequence[Part], dtype: torch.dtype) -> Tensor:
-    """(n, N, width): each slot's rows."""
-    return x[parts[0][0] : parts[-1][1]].to(dtype).unflatten(0, (len(parts), -1))
-
-
-def _up_alike(y: Tensor, x: Tensor, parts: Sequence[Part], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """`_up` of all slots at once."""
-    a_nri, b_nro, scale_n = _stacked(parts, tensors)
-    down_nrN = torch.bmm(a_nri, _split(x, parts, a_nri.dtype).transpose(1, 2)).mul_(scale_n)
-    _add_products(y[parts[0][0] : parts[-1][1]], down_nrN, b_nro)
-    return [down_nrN]
-
-
-def _back_alike(
-    grad_x: Tensor | None,
-    x: Tensor,
-    grad: Tensor,
-    parts: Sequence[Part],
-    tensors: Sequence[Tensor],
-    downs: Sequence[Tensor],
-) -> list[Tensor]:
-    """`_back` of all slots at once."""
-    a_nri, b_nro, scale_n = _stacked(parts, tensors)
-    g_nNo = _split(grad, parts, b_nro.dtype)
-    up_nrN = torch.bmm(b_nro, g_nNo.transpose(1, 2)).mul_(scale_n)
-    grad_a = torch.bmm(up_nrN, _split(x, parts, a_nri.dtype)).unbind()
-    grad_b = torch.bmm(downs[0], g_nNo).unbind()
-    if grad_x is not None:
-        _add_products(grad_x[parts[0][0] : parts[-1][1]], up_nrN, a_nri)
-    ranks = [a.shape[0] for a in tensors[::2]]
-    pairs = zip(grad_a, grad_b, ranks, strict=True)
-    return [grad for a_ri, b_ro, rank in pairs for grad in (a_ri[:rank], b_ro[:rank].t())]
-
-
-def _add_products(total: Tensor, left_nrN: Tensor, right_nrw: Tensor) -> None:
-    """`total += leftᵀ right`, slot by slot."""
-    each = total.unflatten(0, (len(left_nrN), -1))
-    if total.dtype == left_nrN.dtype:
-        each.baddbmm_(left_nrN.transpose(1, 2), right_nrw)
-    else:
-        each.add_(torch.bmm(left_nrN.transpose(1, 2), right_nrw).to(total.dtype))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, product: str) -> Tensor:

@@ -93,5 +93,6 @@ def as_row(x_NHtd: Tensor) -> Tensor:
 
 
 def differs(shared: Tensor, plain: Tensor, tolerance: float) -> bool:
-    """Whether two computations of the same rows are apart by more than rounding, relative to the largest number."""
-    return float((shared - plain).abs().max()) > tolerance * max(1.0, float(plain.abs().max()))
+    """Whether two computations of the same rows are apart by more than rounding: on average, since a few numbers of a
+    hidden row may be thousands of times larger than the others. What is no number differs."""
+    return not float((shared - plain).abs().mean()) <= tolerance * float(plain.abs().mean())
