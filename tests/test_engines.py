@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from luthier import engines, hardware, ownership, runs
-from luthier.errors import TrainingError
+from luthier import engines, hardware, ownership, runs, spec
+from luthier.errors import NotFound, TrainingError
+from tests.tiny import build as tiny
 
 STUBBORN = """
 import pathlib, signal, subprocess, sys, time
@@ -119,7 +120,6 @@ def test_several_graphics_cards_are_one_process_each(tmp_path: Path) -> None:
 
 
 def test_a_worker_begun_early_takes_the_run_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "cores", lambda: 2)
     with engines.early(tmp_path) as waiting:
         assert waiting is not None
         run = runs.create(tmp_path, "early", "0", {}, {"model": "tiny"})
@@ -133,7 +133,6 @@ def test_a_worker_begun_early_takes_the_run_it_is_told(tmp_path: Path, monkeypat
 def test_an_early_worker_ends_with_the_block_that_gave_it_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "cores", lambda: 2)
     with pytest.raises(TrainingError), engines.early(tmp_path) as waiting:
         raise TrainingError("the data are wrong")
     assert waiting is not None and waiting.returncode is not None
@@ -147,7 +146,6 @@ def test_an_early_worker_ends_when_nobody_is_left_to_tell_it_a_run() -> None:
 def test_a_fresh_worker_takes_the_run_if_the_early_one_has_died(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "cores", lambda: 2)
     run = engines.stop(runs.create(tmp_path, "early", "0", {}, {"model": "tiny"}))
     with engines.early(tmp_path) as waiting:
         assert waiting is not None
@@ -157,11 +155,52 @@ def test_a_fresh_worker_takes_the_run_if_the_early_one_has_died(
     assert runs.attempts(run.path) == 1
 
 
-@pytest.mark.parametrize(("cores", "cards"), [(1, 0), (2, 2)])
-def test_no_worker_begins_early_where_nothing_is_gained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, cards: int
+def test_no_worker_begins_early_where_torchrun_starts_one_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "cores", lambda: cores)
-    monkeypatch.setattr(hardware, "graphics_cards", lambda _: cards)
+    monkeypatch.setattr(hardware, "graphics_cards", lambda _: 2)
     with engines.early(tmp_path) as waiting:
         assert waiting is None
+
+
+def _described(**values: object) -> spec.Experiment:
+    return spec.from_mapping({"name": "early", "model": str(tiny("tiny_llama"))} | values)
+
+
+def test_an_early_worker_finds_out_what_an_experiment_means_and_carries_it(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"input": "{n} times", "output": "{n * n}"}}\n' for n in range(40)))
+    experiment = _described(data=str(rows), method={"type": "lora", "rank": 2}, training={"max_steps": 2})
+    wish = {"home": str(tmp_path), "new": False, "further": 0}
+    with engines.early(tmp_path) as waiting:
+        assert waiting is not None
+        run = engines.drafted(waiting, experiment, wish)
+        assert run is not None and run.state == "queued" and run.name == "early"
+        again = engines.drafted(waiting, experiment, wish)
+        assert again is not None and again.id == run.id  # the same experiment means the same run
+        engines.start(run, waiting)
+    assert waiting.wait(timeout=60) == 0
+    assert runs.load(run.path).state == "done" and runs.attempts(run.path) == 1
+
+
+def test_what_an_early_worker_refuses_is_raised_here_as_it_was(tmp_path: Path) -> None:
+    missing = _described(data=str(tmp_path / "rows.jsonl"))
+    with engines.early(tmp_path) as waiting, pytest.raises(NotFound, match=r"rows\.jsonl"):
+        assert waiting is not None
+        engines.drafted(waiting, missing, {"home": str(tmp_path), "new": False, "further": 0})
+    assert waiting is not None and waiting.returncode is not None
+
+
+def test_rows_that_live_in_this_process_are_not_told_to_another(tmp_path: Path) -> None:
+    experiment = spec.Experiment(model=spec.Model(name="tiny"), data=spec.Data(train=[{"input": "a", "output": "b"}]))
+    with engines.early(tmp_path) as waiting:
+        assert waiting is not None
+        assert engines.drafted(waiting, experiment, {}) is None
+
+
+def test_a_worker_that_has_died_drafts_nothing(tmp_path: Path) -> None:
+    with engines.early(tmp_path) as waiting:
+        assert waiting is not None
+        waiting.kill()
+        waiting.wait()
+        assert engines.drafted(waiting, _described(data="rows.jsonl"), {"new": False}) is None

@@ -14,9 +14,9 @@ import pytest
 
 import luthier
 from luthier import engines, handing, roster, runs, searching, spec, worker
-from luthier.errors import DataError, LuthierError, SpecError, TrainingError
+from luthier.errors import DataError, LuthierError, NotFound, SpecError, TrainingError
 from luthier.runs import Noted, Run
-from luthier.studio import Studio, report
+from luthier.studio import Studio, report, winner
 from luthier.trials import board
 from tests import rows
 from tests.formulas import Died, Waves
@@ -95,7 +95,7 @@ def test_every_trial_is_a_run_the_best_on_validation_wins_and_it_alone_opens_the
         assert resolved.search is None and run.name == resolved.name == f"tiny.{run.facts['number']:03d}"
     best = studio.find(search.facts["best"])
     assert best.facts["values"] == {"training.learning_rate": 1e-2} and tested == [best.id]
-    assert search.facts["verdict"] == "better"
+    assert search.facts["verdict"] == "better" and winner(search).id == best.id == winner(best).id
     assert studio.search(experiment()).id == search.id and len(waves.told) == 8  # nothing is done again
     assert studio.find().id == search.id and studio.find("tiny").id == search.id  # not one of its trials
     assert studio.search(experiment(), new=True).id != search.id
@@ -326,6 +326,8 @@ def test_a_wish_that_cannot_be_meant_is_refused_at_once(studio: Studio, experime
         with pytest.raises(SpecError):
             studio.add(search, values)
     assert studio.add(search, {}) == {}  # the file's own values
+    with pytest.raises(NotFound, match="has no winner yet"):
+        studio.publish(search, "out")
     with pytest.raises(SpecError, match="is no search"):
         studio.add(trials(search)[0], {"method.rank": 2})
     with pytest.raises(SpecError, match="is no trial"):
@@ -385,10 +387,10 @@ def test_real_processes_killed_and_begun_again_give_the_winners_run(
     while runs.owner(search.path) is not None:
         time.sleep(0.05)
     assert runs.load(search.path).state == "interrupted"
-    winner = luthier.search(given, **wishes)
+    best = luthier.search(given, **wishes)
     done = runs.load(search.path)
-    assert done.state == "done" and winner.id == done.facts["best"] and states(done) == ["done"] * 4
-    assert report(winner).verdict in capsys.readouterr().out and report(done).verdict == report(winner).verdict
-    assert board.read_json(done.path / board.FILE).best == winner.facts["number"]
+    assert done.state == "done" and best.id == done.facts["best"] and states(done) == ["done"] * 4
+    assert report(best).verdict in capsys.readouterr().out and report(done).verdict == report(best).verdict
+    assert board.read_json(done.path / board.FILE).best == best.facts["number"]
     assert (done.path / board.PAGE).is_file()
-    assert luthier.search(given, **wishes).id == winner.id
+    assert luthier.search(given, **wishes).id == best.id

@@ -23,7 +23,7 @@ import numpy as np
 from luthier import assessment, disk, engines, presets, redaction, rungs, runs, spec, workbench
 from luthier.data.examples import Encoded, Example, content_id
 from luthier.data.prepare import Dataset
-from luthier.errors import DataError, LuthierError, ModelError, SpecError, TrainingError
+from luthier.errors import DataError, LuthierError, ModelError, SpecError, TrainingError, as_it_was
 from luthier.evaluation import ladder, ladder_page, metrics, predictions
 from luthier.evaluation.ladder import TITLES, Choice, Ladder, Rung
 from luthier.evaluation.metrics import Prediction
@@ -189,10 +189,8 @@ def _event(text: str) -> Event | None:
 
 def _ended(last: str, code: int, log: Path) -> LuthierError:
     """The error that a process ended with, as it was, by its last words."""
-    kinds = {kind.__name__: kind for kind in (SpecError, DataError, ModelError, TrainingError, rungs.LeftOut)}
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        told = json.loads(last)["error"]
-        return kinds.get(told["kind"], TrainingError)(told["message"], told["where"], told["hint"])
+        return as_it_was(json.loads(last)["error"])
     if code < 0:
         return TrainingError(f"ended from outside (signal {-code}): not enough memory?", str(log))
     return TrainingError(last or f"ended with code {code}", str(log))

@@ -120,6 +120,36 @@ def _fingerprint(resolved: presets.Resolved, dataset: Dataset, base: Base, regre
     return spec.fingerprint(resolved.experiment, rows, base.revision)
 
 
+def wanted(experiment: spec.Experiment, home: Path, new: bool = False, further: int = 0) -> Run:
+    """The run that `experiment` means, begun by nobody; with `further`, the one whose seed is raised by so much."""
+    described = draft(experiment, home)
+    return meant(reseeded(described, further) if further else described, home, new)
+
+
+def meant(draft: Draft, home: Path, new: bool = False, known: Mapping[str, Any] | None = None) -> Run:
+    """The newest run of the draft's name if it is the same; else, or where `new`, another one with the facts `known`.
+
+    Among searches, where `known` says that it is one.
+
+    Raises SpecError where that would leave work behind, DataError where the gate refuses the rows.
+    """
+    from luthier import workbench
+    from luthier.evaluation import judge
+
+    previous = None if new else runs.newest_of_name(home, draft.name, (known or {}).get("kind"))
+    if previous is not None and previous.fingerprint == draft.fingerprint:
+        return runs.load(previous.path)
+    if previous is not None and _has_work_under_way(previous):
+        told = _differences(previous, draft)
+        hint = "`--new` starts another run; with the old values the same command continues this one"
+        raise SpecError(f"run {previous.id} is {previous.state} and was described differently: {told}", hint=hint)
+    wishes = draft.resolved.experiment.evaluation
+    if wishes.judge is not None:
+        judge.require(wishes.judge, wishes.compare_base)  # now, not after the training
+    workbench.judge(draft.resolved.experiment, draft.dataset)
+    return create(draft, home, known=known)
+
+
 def create(draft: Draft, home: Path, run_id: str | None = None, known: Mapping[str, Any] | None = None) -> Run:
     """A queued run of the draft, begun by nobody; `known` joins its facts. Raises what `runs.create` does."""
     resolved, origins = draft.resolved.experiment, dict(draft.resolved.origins)
@@ -145,20 +175,6 @@ def create(draft: Draft, home: Path, run_id: str | None = None, known: Mapping[s
         | ({"regression": draft.regression.fingerprint} if draft.regression else {})
     )
     return runs.create(home, draft.name, draft.fingerprint, files, told, run_id)
-
-
-def differences(previous: Run, draft: Draft) -> str:
-    """The fields on which an earlier run and this experiment disagree, with both values."""
-    before, now = spec.load(previous.path / "resolved.yaml"), draft.resolved.experiment
-    old, new = spec.leaves(before), spec.leaves(now)
-    told = [f"`{path}` ({old.get(path)} → {new.get(path)})" for path in spec.differences(before, now)]
-    if previous.facts["dataset"] != draft.dataset.fingerprint:
-        told.append("`data` (the rows have changed)")
-    if previous.facts.get("regression") != (draft.regression.fingerprint if draft.regression else None):
-        told.append("`evaluation.regression` (its rows)")
-    if previous.facts["revision"] != draft.base.revision and now.model.revision is None:  # else it is named above
-        told.append("`model` (the base's files have changed)")
-    return ", ".join(told)
 
 
 def named(experiment: spec.Experiment) -> spec.Experiment:
@@ -219,3 +235,24 @@ def pinned(resolved: presets.Resolved, commit: str | None) -> presets.Resolved:
     whole = spec.Experiment.model_construct(resolved.experiment.model_fields_set, **fields)
     origin = f"you (`{model.revision}`, as it was)" if model.revision else "default (the newest commit, as it was)"
     return replace(resolved, experiment=whole, origins={**resolved.origins, "model.revision": origin})
+
+
+def _has_work_under_way(run: Run) -> bool:
+    """Whether another run in its place would leave work behind: at work, or a checkpoint or trials to go on with."""
+    if run.state in ("stopped", "interrupted"):
+        return any((run.path / "checkpoints").glob("step-*")) or any(run.path.parent.glob(f"{run.id}.[0-9]*"))
+    return run.state in ("queued", "running")
+
+
+def _differences(previous: Run, draft: Draft) -> str:
+    """The fields on which an earlier run and this experiment disagree, with both values."""
+    before, now = spec.load(previous.path / "resolved.yaml"), draft.resolved.experiment
+    old, new = spec.leaves(before), spec.leaves(now)
+    told = [f"`{path}` ({old.get(path)} → {new.get(path)})" for path in spec.differences(before, now)]
+    if previous.facts["dataset"] != draft.dataset.fingerprint:
+        told.append("`data` (the rows have changed)")
+    if previous.facts.get("regression") != (draft.regression.fingerprint if draft.regression else None):
+        told.append("`evaluation.regression` (its rows)")
+    if previous.facts["revision"] != draft.base.revision and now.model.revision is None:  # else it is named above
+        told.append("`model` (the base's files have changed)")
+    return ", ".join(told)

@@ -1,6 +1,7 @@
 """Where a run's process starts, and how it is stopped: here, as a child process with a group of its own.
 
-What a worker imports takes seconds, and so does describing a run: `early` lets both happen at once.
+What a worker imports takes seconds: `early` begins with it while an experiment is read, and the same worker finds out
+what the experiment means (`drafted`), so that nobody else has to import it.
 
 Lives here: starting, finding again, stopping; a helper process, which ends with the one it helps. Does not live here:
 what the processes do (`worker.py`, `searching.py`), or the run's states, which follow from facts (`runs.py`).
@@ -20,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from luthier import hardware, ownership, redaction, runs, settings
-from luthier.errors import TrainingError
+from luthier import hardware, ownership, redaction, runs, settings, spec
+from luthier.errors import TrainingError, as_it_was
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
 _CLUSTER = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -36,21 +37,48 @@ Waiting = subprocess.Popen[bytes]
 def early(home: Path) -> Iterator[Waiting | None]:
     """A worker that imports what every run needs and waits for its run; it ends with the block if `start` gave it none.
 
-    None where nothing is gained: on one core, or where torchrun starts a worker for each graphics card.
+    None where torchrun starts a worker for each graphics card.
     """
     environment = settings.environment(home) | redaction.inherited()
-    if hardware.cores() < 2 or hardware.graphics_cards(environment) > 1:
+    if hardware.graphics_cards(environment) > 1:
         yield None
         return
     waiting = _spawn([], environment, subprocess.DEVNULL)
     try:
         yield waiting
     finally:
-        assert waiting.stdin is not None
+        assert waiting.stdin is not None and waiting.stdout is not None
         if not waiting.stdin.closed:
             waiting.kill()
             waiting.wait()
-            waiting.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # what it was told and never read
+                waiting.stdin.close()
+        waiting.stdout.close()
+
+
+def drafted(waiting: Waiting, experiment: spec.Experiment, wish: dict[str, object]) -> runs.Run | None:
+    """The run that `experiment` means, found or made by the waiting worker: so that only one process imports for it.
+
+    `wish` has the other arguments of `drafts.wanted`. Raises what that raises.
+
+    None where the worker cannot be told (rows that live in this process) or ends without an answer.
+    """
+    if not spec.can_be_written(experiment):
+        return None
+    assert waiting.stdout is not None
+    described = {"experiment": spec.dump(experiment), "named": "name" in experiment.model_fields_set}
+    environment = _run_tokens([experiment.model.name], experiment.evaluation.judge is not None)
+    with contextlib.suppress(BrokenPipeError):
+        _say(waiting, wish | described | {"environment": environment})
+    for line in waiting.stdout:
+        with contextlib.suppress(ValueError):  # a library's chatter is no answer
+            answer = json.loads(line)
+            break
+    else:
+        return None
+    if "error" in answer:
+        raise as_it_was(answer["error"])
+    return runs.load(Path(answer["run"]))
 
 
 def start(run: runs.Run, waiting: Waiting | None = None) -> runs.Run:
@@ -141,11 +169,17 @@ def _told(waiting: Waiting, run: runs.Run) -> Waiting | None:
     """The waiting worker, now that it knows its run; None if it has ended meanwhile. See `worker.wait_for_a_run`."""
     assert waiting.stdin is not None
     try:
-        with waiting.stdin as line:
-            line.write(json.dumps({"run": str(run.path), "environment": _run_tokens(run)}).encode() + b"\n")
+        with waiting.stdin:
+            _say(waiting, {"run": str(run.path), "environment": _run_tokens(*_wants(run))})
     except BrokenPipeError:
         return None
     return waiting
+
+
+def _say(waiting: Waiting, told: dict[str, object]) -> None:
+    assert waiting.stdin is not None
+    waiting.stdin.write(json.dumps(told).encode() + b"\n")
+    waiting.stdin.flush()
 
 
 def _spawn(command: list[str], environment: dict[str, str], log: int | IO[bytes]) -> Waiting:
@@ -153,7 +187,7 @@ def _spawn(command: list[str], environment: dict[str, str], log: int | IO[bytes]
     return subprocess.Popen(
         command or [sys.executable, "-m", "luthier.worker"],
         stdin=subprocess.DEVNULL if command else subprocess.PIPE,
-        stdout=log,
+        stdout=log if command else subprocess.PIPE,
         stderr=log,
         start_new_session=True,
         env=environment,
@@ -168,13 +202,18 @@ def _command(path: Path, cards: int) -> list[str]:
 
 def _environment(run: runs.Run) -> dict[str, str]:
     """The home's settings, what `redaction` lets pass, and the tokens the run has a use for."""
-    return settings.environment(run.path.parents[1]) | redaction.inherited() | _run_tokens(run)
+    return settings.environment(run.path.parents[1]) | redaction.inherited() | _run_tokens(*_wants(run))
 
 
-def _run_tokens(run: runs.Run) -> dict[str, str]:
-    """The Hub's if the base comes from the Hub, the judge's if the answers are judged, a cluster's if it is used."""
-    others = (_JUDGE_TOKENS if run.facts.get("judge") else ()) + (_CLUSTER if run.facts.get("engine") == "ray" else ())
-    models = (run.facts["model"], *run.facts.get("bases", ()))
+def _wants(run: runs.Run) -> tuple[Sequence[str], bool, bool]:
+    """A run's base (a search's bases), whether its answers are judged, whether it uses a cluster."""
+    models = run.facts["model"], *run.facts.get("bases", ())
+    return models, bool(run.facts.get("judge")), run.facts.get("engine") == "ray"
+
+
+def _run_tokens(models: Sequence[str], judged: bool, on_cluster: bool = False) -> dict[str, str]:
+    """The Hub's if a base comes from the Hub, the judge's if the answers are judged, a cluster's if it is used."""
+    others = (_JUDGE_TOKENS if judged else ()) + (_CLUSTER if on_cluster else ())
     return tokens(*models) | {name: os.environ[name] for name in others if name in os.environ}
 
 

@@ -52,10 +52,19 @@ class MissingExtra(LuthierError, ImportError):
         LuthierError.__init__(self, message, where, hint)
 
 
-def as_it_was(told: Mapping[str, str | None]) -> LuthierError:
-    """The error that a record tells of: its `kind`, `message`, `where`, `hint`. An unknown kind is a TrainingError."""
-    kinds = {kind.__name__: kind for kind in (SpecError, DataError, ModelError, NotFound, MissingExtra)}
-    return kinds.get(told["kind"] or "", TrainingError)(told["message"] or "", told["where"], told["hint"])
+def in_words(error: LuthierError) -> dict[str, str | None]:
+    """An error as plain values, to be written down or told to another process."""
+    return {"kind": type(error).__name__, "message": error.message, "where": error.where, "hint": error.hint}
+
+
+def as_it_was(words: Mapping[str, str | None]) -> LuthierError:
+    """The error that `in_words` told; of a kind nobody knows, a TrainingError."""
+    kinds = {kind.__name__: kind for kind in _kinds(LuthierError)}
+    return kinds.get(words["kind"] or "", TrainingError)(words["message"] or "", words["where"], words["hint"])
+
+
+def _kinds(of: type[LuthierError]) -> list[type[LuthierError]]:
+    return [each for kind in of.__subclasses__() for each in (kind, *_kinds(kind))]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import disk, hardware, ownership, redaction, runs
 from luthier.disk import write_json
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, in_words
 from luthier.runs import Evaluated, Event, Finding, Finished, Noted, Run, Started
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def ended(run: Run, problem: Exception) -> tuple[Finished, Problem | None]:
     if isinstance(problem, Stopped):
         return finished(run, "stopped", "asked to stop; the same command continues"), None
     if isinstance(problem, LuthierError):
-        told: Problem = {"kind": type(problem).__name__, "message": problem.message}
-        return finished(run, "failed", problem.message), told | {"where": problem.where, "hint": problem.hint}
+        return finished(run, "failed", problem.message), in_words(problem)
     print(redaction.strike("".join(traceback.format_exception(problem))), file=sys.stderr, flush=True)
     told = _unforeseen(run, problem)
     return finished(run, "failed", told["message"] or ""), told

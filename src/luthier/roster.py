@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier import disk, drafts, logbook, ownership, presets, runs, spec
+from luthier import disk, drafts, errors, logbook, ownership, presets, runs, spec
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.drafts import Base, Draft
 from luthier.errors import DataError, LuthierError, SpecError
@@ -185,8 +185,7 @@ class Roster:
             return self.make(values, "sampler")
         except SpecError as refusal:  # values that do not go together: told as any trial that fails
             run = self._create(self.basis.draft({}), values, "sampler", {})
-            error = {"kind": "SpecError", "message": refusal.message, "where": refusal.where, "hint": refusal.hint}
-            return self._end(run, "failed", error)
+            return self._end(run, "failed", errors.in_words(refusal))
 
     def make(self, values: Mapping[str, Any], by: str, **facts: Any) -> Run:
         """A queued trial of these values. Raises SpecError where they are none."""

@@ -108,10 +108,12 @@ class Studio:
             hint = "`luthier search FILE`; to train it once with the file's own values: `--set search=null`"
             raise SpecError("the file describes a search, which is not one run", "search", hint)
         with engines.early(self.home) as worker:
-            from luthier import drafts  # heavy: while the worker imports its own
+            wish = {"home": str(self.home), "new": new, "further": further}
+            run = engines.drafted(worker, given, wish) if worker else None
+            if run is None:
+                from luthier import drafts
 
-            draft = self.draft(given)
-            run = self._meant(drafts.reseeded(draft, further) if further else draft, new)
+                run = drafts.wanted(given, self.home, new, further)
             done = run.state == "done" and not run.facts.get("unjudged")  # what a judge did not answer is asked again
             return run if done else engines.start(run, worker)
 
@@ -122,34 +124,17 @@ class Studio:
         """
         from luthier import drafts
 
-        run = self._meant(drafts.of_run(winner(trial)), new)
+        run = drafts.meant(drafts.of_run(winner(trial)), self.home, new)
         return run if run.state == "done" else engines.start(run)
-
-    def _meant(self, draft: Draft, new: bool, known: Mapping[str, Any] | None = None) -> Run:
-        from luthier import drafts, workbench
-        from luthier.evaluation import judge
-
-        previous = None if new else runs.newest_of_name(self.home, draft.name, (known or {}).get("kind"))
-        if previous is not None and previous.fingerprint == draft.fingerprint:
-            return runs.load(previous.path)
-        if previous is not None and _has_work_under_way(previous):
-            told = drafts.differences(previous, draft)
-            hint = "`--new` starts another run; with the old values the same command continues this one"
-            raise SpecError(f"run {previous.id} is {previous.state} and was described differently: {told}", hint=hint)
-        wishes = draft.resolved.experiment.evaluation
-        if wishes.judge is not None:
-            judge.require(wishes.judge, wishes.compare_base)  # now, not after the training
-        workbench.judge(draft.resolved.experiment, draft.dataset)
-        return drafts.create(draft, self.home, known=known)
 
     def ladder(self, experiment: Described, shots: int | None = None, show: Show | None = None) -> Ladder:
         """The cheapest way to use the base that is enough; see `climbing.climb`. Raises what `tune` does."""
-        from luthier import climbing
+        from luthier import climbing, drafts
 
         draft = self.draft(experiment)
         model, known = draft.resolved.experiment.model, draft.base
         base = climbing.Base(draft.chosen, model, known.facts, known.revision, draft.dataset)
-        return climbing.climb(self.home, base, lambda each: self._meant(self.draft(each), False), shots, show)
+        return climbing.climb(self.home, base, lambda each: drafts.meant(self.draft(each), self.home), shots, show)
 
     # --- a search: a run whose work is other runs
     def search(self, experiment: Described, new: bool = False, engine: Engine = "here") -> Run:
@@ -159,12 +144,12 @@ class Studio:
         method's own is taken. Its processes run on this machine, or with `engine` "ray" on a Ray cluster. Raises what
         `tune` does, SpecError for a space that cannot be meant, and what `clusters.require` does.
         """
-        from luthier import clusters, roster
+        from luthier import clusters, drafts, roster
 
         if engine == "ray":
             clusters.require(self.home)  # now, not in a process of its own
         draft, known = roster.describe(described(experiment), self.home)
-        run = self._meant(draft, new, known)
+        run = drafts.meant(draft, self.home, new, known)
         if run.state != "done" and runs.owner(run.path) is None:
             runs.update(run.path, {"facts": {"engine": engine}})
         return run if run.state == "done" else engines.start(runs.load(run.path))
@@ -310,9 +295,7 @@ def report(run: Run) -> Report:
 
 def failure(run: Run) -> LuthierError | None:
     """What ended a failed run, as the error it was."""
-    if run.error is None:
-        return None
-    return errors.as_it_was(run.error)
+    return None if run.error is None else errors.as_it_was(run.error)
 
 
 def done(run: Run) -> Run:
@@ -381,13 +364,6 @@ def described(experiment: Described) -> spec.Experiment:
             f"an Experiment or the path of its file is needed, not a {type(experiment).__name__}", hint=hint
         )
     return experiment
-
-
-def _has_work_under_way(run: Run) -> bool:
-    """Whether another run in its place would leave work behind: at work, or a checkpoint or trials to go on with."""
-    if run.state in ("stopped", "interrupted"):
-        return any((run.path / "checkpoints").glob("step-*")) or any(run.path.parent.glob(f"{run.id}.[0-9]*"))
-    return run.state in ("queued", "running")
 
 
 def _reported(run: Run) -> Path:

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier import hardware, logbook, ownership, runs
-from luthier.errors import LuthierError, TrainingError
+from luthier.errors import LuthierError, TrainingError, in_words
 from luthier.logbook import Stopped, note
 from luthier.runs import Finished, Run
 
@@ -48,23 +48,39 @@ def main() -> int:
 
 
 def wait_for_a_run() -> Path | None:
-    """Import what every run needs, then read a line of JSON: the folder `run`, and `environment` to add to ours.
+    """Import what every run needs, then read lines of JSON, all with `environment` to add to ours.
 
-    What is said from then on goes into the run's log. None if the one that started us left without a word.
+    One with an `experiment` is answered by a line: the `run` that it means (`drafts.wanted`), or the `error`. One with
+    the folder `run` is a run to carry: what is said from then on goes into its log. None if the one that started us
+    left without naming one.
     """
     import luthier.assessment
     import luthier.checks
     import luthier.train.loop
     import luthier.workbench  # noqa: F401
 
-    if not (line := sys.stdin.readline()):
-        return None
-    told = json.loads(line)
-    os.environ.update(told["environment"])
-    with (Path(told["run"]) / runs.LOG).open("ab") as log:
-        for stream in (1, 2):
-            os.dup2(log.fileno(), stream)
-    return Path(told["run"])
+    while line := sys.stdin.readline():
+        told = json.loads(line)
+        os.environ.update(told["environment"])
+        if "run" in told:
+            with (Path(told["run"]) / runs.LOG).open("ab") as log:
+                for stream in (1, 2):
+                    os.dup2(log.fileno(), stream)
+            return Path(told["run"])
+        print(json.dumps(_drafted(told)), flush=True)
+    return None
+
+
+def _drafted(told: dict[str, Any]) -> dict[str, Any]:
+    """The run that a described experiment means, or why there is none."""
+    from luthier import drafts, spec
+
+    experiment = spec.loads(told["experiment"], told["named"])
+    try:
+        run = drafts.wanted(experiment, Path(told["home"]), told["new"], told["further"])
+    except LuthierError as problem:
+        return {"error": in_words(problem)}
+    return {"run": str(run.path)}
 
 
 def work(path: Path, stop: Stop, do: Callable[[Run, Stop], Finished] | None = None) -> int:

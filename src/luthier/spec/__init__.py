@@ -7,6 +7,7 @@ comparing; `text.py` YAML with line numbers; `wording.py` why something is refus
 from luthier.spec.arithmetic import batches_per_epoch, steps_per_epoch, total_batches
 from luthier.spec.experiments import (
     advice,
+    can_be_written,
     changed,
     chosen,
     differences,
@@ -16,6 +17,7 @@ from luthier.spec.experiments import (
     json_schema,
     leaves,
     load,
+    loads,
 )
 from luthier.spec.parameters import (
     Data,
@@ -57,6 +59,7 @@ __all__ = [
     "Training",
     "advice",
     "batches_per_epoch",
+    "can_be_written",
     "changed",
     "chosen",
     "differences",
@@ -68,6 +71,7 @@ __all__ = [
     "known_paths",
     "leaves",
     "load",
+    "loads",
     "log_uniform",
     "steps_per_epoch",
     "total_batches",

@@ -42,6 +42,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
+def loads(written: str, named: bool = True) -> Experiment:
+    """The experiment that `dump` wrote; its name counts as chosen only where somebody `named` it."""
+    experiment = _validated(text.read(written, "").values, lambda _: None)
+    chosen = experiment.model_fields_set if named else experiment.model_fields_set - {"name"}
+    return Experiment.model_construct(chosen, **dict(experiment))
+
+
+def can_be_written(experiment: Experiment) -> bool:
+    """Whether `dump` says all of it: rows given in Python stay where they are."""
+    values = leaves(experiment)
+    return not any(_writable(path, values.get(path)) == ROWS for path in _SPLITS)
+
+
 def changed(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     """The experiment with `overrides` ("evaluation.limit=100", the value YAML) laid over it. Raises SpecError."""
     if not overrides:
