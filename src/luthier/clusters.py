@@ -126,7 +126,7 @@ class Cluster:
             seen, version = self._ray.get(answer, timeout=LOOK_SECONDS)
         except self._ray.exceptions.GetTimeoutError:
             raise TrainingError(f"the node does not answer within {LOOK_SECONDS} seconds", where) from None
-        except self._ray.exceptions.NodeDiedError:
+        except (self._ray.exceptions.NodeDiedError, self._ray.exceptions.TaskUnschedulableError):
             return
         except self._ray.exceptions.RayError as problem:
             hint = "install luthier on every node, in the environment that its Ray runs in"
@@ -189,11 +189,11 @@ class Helper:
 
     def kill(self) -> None:
         """End it, if it has not ended, and what it started; its place is free again."""
-        code = -signal.SIGKILL
+        code: int | None = None
         with contextlib.suppress(self._ray.exceptions.RayError):
             code = self._ray.get(self._actor.end.remote(), timeout=END_SECONDS)
         if self._code is None:
-            self._code = code
+            self._code = -signal.SIGKILL if code is None else code
         self._ray.kill(self._actor)
 
 
