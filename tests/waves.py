@@ -40,6 +40,7 @@ class Trials:
     """Trials of one experiment, each with other values, in the home `folder`/home."""
 
     def __init__(self, folder: Path, kind: str = "tiny_llama", **parts: Any) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder, self.studio = folder, Studio(folder / "home")
         objective = parts.pop("objective", "loss")
         values = {"name": "tiny", "model": str(tiny.build(kind)), "task": "generation"}
