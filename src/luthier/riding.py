@@ -248,7 +248,7 @@ class Wave:
         """Whether a trial is to end before its time."""
         rider = self._riders[run]
         if ownership.stop_asked(rider.run.path):
-            return "stopped", "asked to stop; the same command continues"
+            return "stopped", "ended by a person"
         return rider.verdict
 
     def _measured(self, tuned: Tuned, slots: Sequence[int]) -> list[dict[str, float]]:

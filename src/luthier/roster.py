@@ -85,6 +85,7 @@ def describe(experiment: spec.Experiment, home: Path) -> tuple[Draft, dict[str, 
     wishes = spec.Search.model_construct(wishes.model_fields_set, **decided)
     study.directions(wishes.objective)
     study.ask(whole, wishes, draft.chosen.seed, [])  # what it refuses is refused now
+    space.refuse_combinations(whole, draft.chosen)
     bases = {draft.chosen.model.name: draft.base}
     basis = Basis(draft.chosen, draft.dataset, draft.regression, draft.drawn_by, wishes.pruner, bases)
     for values in space.probes(whole):

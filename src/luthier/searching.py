@@ -117,7 +117,9 @@ def board_of(search: Run, state: str | None = None) -> Board:
     resolved = spec.leaves(spec.load(search.path / "resolved.yaml"))
     own = {axis.path: conclude.plain(resolved.get(axis.path)) for axis in axes}
     told = {name: str(search.facts[name]) for name in ("model", "method", "task")}
-    counts = roster.basis.dataset.counts
+    rows_asked = roster.basis.dataset.counts["validation"]
+    if names[0] != "loss":  # a metric is asked of as many rows as the report's
+        rows_asked = min(rows_asked, roster.basis.described.evaluation.limit or rows_asked)
     known = conclude.Search(
         search.id,
         search.name,
@@ -125,7 +127,7 @@ def board_of(search: Run, state: str | None = None) -> Board:
         tuple(aims),
         axes,
         own,
-        counts["validation"],
+        rows_asked,
         told,
         tuple(search.facts["notes"]),
     )

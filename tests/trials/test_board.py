@@ -54,7 +54,7 @@ def test_a_share_has_an_interval_by_the_count_of_rows_and_a_bound_for_its_optimi
         for k, (rank, share) in enumerate([(4, 0.70), (8, 0.76), (16, 0.74)])
     ]
     found = conclude(made.search(aims=(aim("exact_match", True),), rows=400), told, {}, {})
-    assert found.best == 1 and found.headline == "Trial 1 is best: exact match 0.760 (0.716–0.799)"
+    assert found.best == 1 and found.headline == "Trial 001 is best: exact match 0.760 (0.716–0.799)"
     assert found.optimism.how == "bound" and found.optimism.amount == pytest.approx(0.8463 * 0.02135, rel=0.01)
     assert "on other rows expect up to 0.018 lower" in found.optimism.sentence
 
@@ -64,7 +64,7 @@ def test_the_optimism_is_said_with_the_score_that_other_rows_would_give() -> Non
     assert found.how == "rows" and found.count == 10 and found.amount is not None and found.expected is not None
     assert 0 < found.amount < 0.05 and f"expect about {found.expected:.3f} on other rows" in found.sentence
     one = conclude(made.search(), made.trials(1), {}, {})
-    assert one.optimism.sentence == "Nothing was chosen among several, so nothing flatters"
+    assert one.optimism.sentence == "One trial came to its end: there is no other score to tell luck by"
 
 
 def test_the_described_values_against_the_winners() -> None:

@@ -237,7 +237,7 @@ def _headline(winner: Entry | None, entries: Sequence[Entry], search: Search) ->
     if winner is None or winner.objective is None:
         ends = "No trial came to its end" if over else "No trial has come to its end yet"
         return f"{ends}: nothing can be said of {lead.title}"
-    said = f"Trial {winner.number} is best{'' if over else ' so far'}: {lead.title} {standing(winner, lead)}"
+    said = f"Trial {winner.number:03d} is best{'' if over else ' so far'}: {lead.title} {standing(winner, lead)}"
     alike = [str(entry.number) for entry in entries if entry.alike]
     if len(alike) == 1:
         return f"{said}; trial {alike[0]} cannot be told from it on these rows"
@@ -273,7 +273,11 @@ def _guess(winner: Entry | None, done: Sequence[int], lead: Aim, known: Table | 
     count = len(done)
     if winner is None or winner.objective is None or count < 2:
         return Guess(
-            "unknown", count, None, None, "Nothing was chosen among several, so nothing flatters" if count else ""
+            "unknown",
+            count,
+            None,
+            None,
+            "One trial came to its end: there is no other score to tell luck by" if count else "",
         )
     head = f"The best of {count} scores is chosen by luck as well"
     found = None
