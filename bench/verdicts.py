@@ -72,7 +72,9 @@ def said(home: Path, verb: str, *words: str) -> tuple[dict, float]:
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command[2:])} ended with exit code {done.returncode}")
-    return json.loads(done.stdout), round(time.perf_counter() - began, 1)
+    seconds = round(time.perf_counter() - began, 1)
+    lines = done.stdout.splitlines()  # of verbs that say events, the last has what came of it
+    return json.loads(lines[-1] if lines[-1].startswith("{") else done.stdout), seconds
 
 
 def carry(task: str, home: Path) -> dict:
@@ -80,13 +82,12 @@ def carry(task: str, home: Path) -> dict:
     file, (_, kind, _) = file_of(task, home), TASKS[task]
     bounds = ["--set", f"training.max_steps={UPDATES}", "--set", f"evaluation.limit={LIMIT}"]
     tuned, tune_seconds = said(home, "tune", str(file), "--set", f"name={task}", *bounds)
-    run = tuned["run"]["id"] if "run" in tuned else tuned["id"]
     other = str(file.parent / "validation.jsonl") if task == "wikisql_groups" else None
     other = other or str(SHARED / "data" / task / "validation.jsonl.gz")
-    judged, evaluate_seconds = said(home, "evaluate", run, "--data", other)
+    judged, evaluate_seconds = said(home, "evaluate", tuned["run"], "--data", other)
     climbed, ladder_seconds = said(home, "ladder", str(file), "--set", f"name={task}", *bounds)
     rungs = [rung["run"] for rung in climbed["rungs"] if rung.get("run")]
-    compared, compare_seconds = said(home, "compare", run, *rungs)
+    compared, compare_seconds = said(home, "compare", tuned["run"], *rungs)
     return {
         "task": kind,
         "tune": tuned,

@@ -1,0 +1,46 @@
+"""A search of sixteen trials on four tasks, its winner beside the default preset: results/searches.json.
+
+    python bench/searches.py HOME [TASK …]      HOME keeps the runs: an interrupted session goes on
+
+The tasks are those of `verdicts.py`, every trial bounded to UPDATES updates and every test to LIMIT rows; the space is the
+method's own. Needs the folder `shared`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from kit.machine import facts
+from verdicts import LIMIT, ROOT, UPDATES, file_of, said
+
+RESULTS = ROOT / "bench" / "results" / "searches.json"
+TASKS = ("banking77", "snips", "wikisql_groups", "translit_ar_en")
+
+
+def carry(task: str, home: Path) -> dict:
+    """One task: the search, the default alone, and both on the same test rows."""
+    file = str(file_of(task, home))
+    bounds = ["--set", f"training.max_steps={UPDATES}", "--set", f"evaluation.limit={LIMIT}"]
+    found, search_seconds = said(home, "search", file, "--set", f"name={task}", *bounds)
+    default, tune_seconds = said(home, "tune", file, "--set", f"name={task}", *bounds)
+    compared, _ = said(home, "compare", default["run"], found["search"])  # a search stands for its winner
+    seconds = {"search": search_seconds, "default": tune_seconds}
+    return {"search": found, "default": default, "compare": compared, "seconds": seconds}
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    home, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:] or TASKS
+    for task in wanted:
+        told = carry(task, home)
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results |= {"machine": facts(), task: told}
+        RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        print(f"{task}: {told['seconds']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
