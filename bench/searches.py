@@ -2,8 +2,8 @@
 
     python bench/searches.py HOME [TASK …]      HOME keeps the runs: an interrupted session goes on
 
-The tasks are those of `verdicts.py`, every trial bounded to UPDATES updates and every test to LIMIT rows; the space is the
-method's own. Needs the folder `shared`.
+The tasks are those of `verdicts.py`, every trial bounded to UPDATES updates and every test to LIMIT rows; the space is
+the method's own. Needs the folder `shared`.
 """
 
 from __future__ import annotations
