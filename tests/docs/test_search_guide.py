@@ -26,7 +26,7 @@ def test_every_file_in_the_guide_is_an_experiment_whose_values_go_together(tmp_p
 def test_the_numbers_of_the_guide_are_those_of_the_code():
     assert f"More than {space.GRID_LIMIT:,} combinations" in GUIDE and space.GRID_POINTS == 5
     assert f"{space.TRIALS} trials are made where `trials` is not given, {space.FULL_TRIALS} of full" in GUIDE
-    assert (space.LOOKS, space.LOOKS_SHARE, space.BACKWARD) == (9, 0.1, 3)
+    assert (space.LOOKS, space.LOOKS_SHARE, space.BACKWARD) == (9, 1 / 3, 3)
     assert (study.STARTUP, study.MOST_STARTUP, study.DIGITS, study.FEWEST, study.TOP) == (5, 10, 4, 8, 5)
     assert pruning.RUNGS == (1 / 9, 1 / 3) and (pruning.ETA, pruning.JUDGED_AMONG, pruning.MEDIAN_OF) == (3, 3, 4)
     assert (pruning.RISES, pruning.TOLERANCE, pruning.DIVERGED, pruning.FAR_ABOVE) == (3, 0.01, 2.0, 3.0)

@@ -25,7 +25,7 @@ def test_the_best_on_validation_wins_and_the_rest_stand_behind_it_in_order() -> 
     assert found.best == min(done, key=lambda n: done[n])
     assert [e.number for e in found.entries[: len(done)]] == sorted(done, key=lambda n: done[n])
     assert [e.state for e in found.entries[len(done) :]] == ["pruned"] * 5 + ["failed"]
-    assert found.headline.startswith(f"Trial {found.best} is best: validation loss {done[found.best]:.3f} (")
+    assert found.headline.startswith(f"Trial {found.best:03d} is best: validation loss {done[found.best]:.3f} (")
 
 
 def test_intervals_are_those_of_the_rows_and_say_who_cannot_be_told_apart() -> None:

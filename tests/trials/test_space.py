@@ -269,11 +269,11 @@ def looks(train: int, validation: int, pruner: str = "asha", **training) -> int 
     return space.evaluate_every(experiment(training=fields), train, validation, pruner)
 
 
-def test_a_pruner_gets_nine_looks_where_they_cost_a_tenth():
+def test_a_pruner_gets_nine_looks_where_they_cost_a_third():
     assert looks(1000, 100) == 34  # 300 updates
     assert looks(1000, 10) == 34
-    assert looks(1000, 200) == 75  # twice the rows: half the looks
-    assert looks(1000, 100, max_steps=90) == 45  # 900 rows of training pay for 2 looks of 100
+    assert looks(1000, 600) == 60  # 9,000 rows of validation pay for 5 looks of 600
+    assert looks(1000, 100, max_steps=30) == 10  # 300 rows of training for 3 of 100
 
 
 def test_nobody_looks_more_often_where_an_epoch_is_enough_or_it_was_said():

@@ -24,7 +24,7 @@ from luthier.spec.spaces import key
 COUNTED = spaces.COUNTED  # values of one dimension; a range of more is drawn from, not listed
 GRID_POINTS = 5  # of a range without steps, where a grid needs a list
 LOOKS = 9  # evaluations of a trial, where nobody said how often
-LOOKS_SHARE = 0.1  # of a trial's own work, that more looks than one an epoch may cost
+LOOKS_SHARE = 1 / 3  # of a trial's own work, that more looks than one an epoch may cost: a weak trial ends at the first
 BACKWARD = 3  # an update costs about as much as three forward passes
 CHECKED = 2_000
 GRID_LIMIT = 10_000  # combinations that a grid may have
