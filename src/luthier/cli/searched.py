@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from luthier import events, runs, spec
+from luthier import events, runs
 from luthier.cli import progress
 from luthier.cli import show as screen
 from luthier.cli.progress import SECONDS_BETWEEN_LINES, clock
@@ -91,6 +91,8 @@ class Goal:
 
 def goal(search: Run) -> Goal:
     """What the search's folder says of its aim."""
+    from luthier import spec
+
     wishes = spec.load(search.path / "resolved.yaml").search or spec.Search()
     objective = wishes.objective.partition(",")[0].strip()  # of several the first chooses the winner
     return Goal(objective, _is_higher_better(objective), wishes.trials, tuple(wishes.space))
@@ -313,6 +315,7 @@ def search(experiment: Experiment | str | Path, new: bool = False, engine: Engin
     `wishes` (space, trials, sampler, …: the fields of `Search`) join those that the experiment has. The same search
     again gives the same winner, or goes on (`Studio.search` says when). Raises what ended the search.
     """
+    from luthier import spec
     from luthier.studio import Studio, described, done, report
 
     studio, given = Studio(), described(experiment)
