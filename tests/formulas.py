@@ -16,8 +16,9 @@ from typing import Any
 
 from luthier import logbook, ownership, runs
 from luthier.errors import LuthierError
-from luthier.runs import Evaluated, Finished, Run, Started
+from luthier.runs import Evaluated, Finished, Run, Started, Stepped
 
+TOKENS = 50  # of an update
 STEPS = 4
 
 Loss = Callable[[dict[str, Any]], float]
@@ -152,6 +153,7 @@ class _Trial:
             return None
         self.at += 1
         loss = self._waves.loss(self.run.facts["values"]) + (STEPS - self.at)
+        runs.append(self.run.path, Stepped(self.run.id, self.at, 0.0, 0.0, loss, 0.0, 0.0, TOKENS, 0.0))
         event = Evaluated(self.run.id, self.at, 0.0, {"loss": loss}, True)
         runs.append(self.run.path, event)
         self.scores = event.scores

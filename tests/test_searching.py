@@ -17,7 +17,7 @@ from luthier import engines, handing, roster, runs, searching, spec, worker
 from luthier.errors import DataError, LuthierError, NotFound, SpecError, TrainingError
 from luthier.runs import Noted, Run
 from luthier.studio import Studio, report, winner
-from luthier.trials import board
+from luthier.trials import board, record, space
 from tests import rows
 from tests.formulas import Died, Waves
 
@@ -30,7 +30,8 @@ Experiments = Callable[..., spec.Experiment]
 def experiment(tiny: Callable[..., Path], tmp_path: Path) -> Experiments:
     def make(search: dict[str, Any] | None = None, **parts: Any) -> spec.Experiment:
         values = {"name": "tiny", "model": str(tiny("tiny_llama")), "data": str(rows.pairs(tmp_path)), "method": "lora"}
-        return spec.from_mapping(values | {"search": GRID | (search or {})} | parts)
+        wishes = {name: wish for name, wish in (GRID | (search or {})).items() if wish is not None}
+        return spec.from_mapping(values | {"search": wishes} | parts)
 
     return make
 
@@ -196,6 +197,20 @@ def test_after_the_time_limit_no_trial_begins_counted_over_restarts(
     assert begun.spent() == pytest.approx(search.facts.get("spent", 0.0), abs=0.5)
     begun.keep(spent=2.0)
     assert not roster.Roster(runs.load(search.path)).may_ask()
+
+
+def test_after_the_token_limit_no_trial_begins_and_no_number_of_trials_is_needed(
+    studio: Studio, experiment: Experiments
+) -> None:
+    alone = studio.search(experiment({"trials": 1, "at_once": 1}))
+    [trial] = trials(alone)
+    each = record.read(trial).tokens
+    assert each > 0
+    wide = {"training.learning_rate": {"log": [1e-5, 1e-1]}}
+    limit = {"token_limit": 2 * each + 1, "at_once": 1, "trials": None, "space": wide, "sampler": "random"}
+    search = studio.search(experiment(limit), new=True)
+    assert search.state == "done" and len(trials(search)) == 3  # the third begins below the limit
+    assert roster.Roster(search).wishes.trials == space.MOST_TRIALS and not roster.Roster(search).may_ask()
 
 
 def test_a_trial_that_fails_counts_and_is_shown(studio: Studio, experiment: Experiments, waves: Waves) -> None:

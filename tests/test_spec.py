@@ -28,7 +28,7 @@ DESIGN = {
     "max_grad_norm max_seq_length batching share_prefixes gradient_checkpointing save_every evaluate_every patience",
     "Evaluation": "metrics judge max_new_tokens temperature limit compare_base slices regression",
     "Judge": "model base_url mode rubric concurrency labelled",
-    "Search": "space trials at_once sampler pruner objective time_limit seeds",
+    "Search": "space trials at_once sampler pruner objective time_limit token_limit seeds",
 }
 """The fields of DESIGN §4, name by name: adding one is a decision, not an accident."""
 

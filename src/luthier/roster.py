@@ -162,9 +162,14 @@ class Roster:
     # --- another trial
     def may_ask(self) -> bool:
         """Whether the budget has room for another trial of the sampler's."""
-        limit, made = self.wishes.time_limit, sum(run.facts["by"] == "sampler" for run in self.runs())
-        late = limit is not None and self.spent() >= limit
-        return made < self.wishes.trials and not late and not self._exhausted
+        wishes, made = self.wishes, sum(run.facts["by"] == "sampler" for run in self.runs())
+        late = wishes.time_limit is not None and self.spent() >= wishes.time_limit
+        used = wishes.token_limit is not None and self._tokens() >= wishes.token_limit
+        return made < wishes.trials and not late and not used and not self._exhausted
+
+    def _tokens(self) -> int:
+        """Tokens trained on so far, by all trials."""
+        return sum(trial.tokens for trial in self.trials())
 
     def spent(self) -> float:
         """Seconds that processes have carried the search, all attempts together."""

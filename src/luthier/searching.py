@@ -71,7 +71,7 @@ def _no_winner(roster: Roster) -> LuthierError:
     for run in roster.runs():
         if run.error is not None:
             return errors.as_it_was(run.error)
-    hint = "`luthier search add` adds one; `search.time_limit` and `search.trials` bound how many are made"
+    hint = "`luthier search add` adds one; `search.trials` and the search's limits bound how many are made"
     return TrainingError("no trial came to its end: there is none to choose", str(roster.path), hint)
 
 

@@ -116,12 +116,15 @@ def planned(wishes: Search, one: Plan) -> dict[str, Any]:
         "seconds_each": one.seconds,
         "seconds_alone": None if one.seconds is None else one.seconds * trials,
         "time_limit": wishes.time_limit,
+        "token_limit": wishes.token_limit,
     }
 
 
 def tell_plan(told: Mapping[str, Any]) -> None:
     """What a search would do, on standard output."""
     each, alone = told["seconds_each"], told["seconds_alone"]
+    limits = [clock(told["time_limit"])] if told["time_limit"] is not None else []
+    limits += [f"{told['token_limit']:,} tokens"] if told["token_limit"] is not None else []
     screen.line("")
     screen.pairs(
         {
@@ -134,7 +137,7 @@ def tell_plan(told: Mapping[str, Any]) -> None:
             "seeds": f"{told['seeds']} of the winner" if told["seeds"] > 1 else "",
             "a trial": f"{told['steps_each']:,} steps" + (f", about {clock(each)} alone" if each is not None else ""),
             "all": "" if alone is None else f"about {clock(alone)} one after another, to the end; less together",
-            "no new after": "" if told["time_limit"] is None else clock(told["time_limit"]),
+            "no new after": " or ".join(limits),
         }
     )
 

@@ -75,12 +75,14 @@ def after(row: Row, event: Event, objective: str, begun: float) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a search makes best, how many trials it plans, which parameters it varies."""
+    """What a search makes best, how many trials it plans at most, which parameters it varies, whether time or tokens
+    end it before."""
 
     objective: str
     higher: bool
     trials: int
     paths: tuple[str, ...]
+    limited: bool = False
 
     def best(self, rows: Iterator[Row] | list[Row]) -> Row | None:
         """The row of the best kept score; seeds of the winner do not compete."""
@@ -95,7 +97,8 @@ def goal(search: Run) -> Goal:
 
     wishes = spec.load(search.path / "resolved.yaml").search or spec.Search()
     objective = wishes.objective.partition(",")[0].strip()  # of several the first chooses the winner
-    return Goal(objective, _is_higher_better(objective), wishes.trials, tuple(wishes.space))
+    limited = wishes.time_limit is not None or wishes.token_limit is not None
+    return Goal(objective, _is_higher_better(objective), wishes.trials, tuple(wishes.space), limited)
 
 
 def _is_higher_better(objective: str) -> bool:
@@ -170,7 +173,8 @@ class Following:
         rows = [row for row in self.rows.values() if row.by == "sampler"]
         ended = [row.share for row in rows if row.state in ("done", "pruned")]
         worked = sum(row.worked for row in rows)
-        if self.at_rest or self.run.facts.get("best") or len(ended) < ENOUGH or not worked or not self.run.started:
+        settled = self.goal.limited or self.at_rest or self.run.facts.get("best")
+        if settled or len(ended) < ENOUGH or not worked or not self.run.started:
             return None
         usual = sum(ended) / len(ended)
         ends = [
@@ -184,7 +188,7 @@ def counts(followed: Following, now: float) -> str:
     """`7 done · 3 pruned · 4 running · 2 left · 0:41 left`"""
     by_state = Counter(row.state for row in followed.rows.values())
     told = [f"{by_state[state]} {state}" for state in COUNTED if by_state[state]]
-    if followed.run.state not in ENDED and followed.left():
+    if followed.run.state not in ENDED and followed.left() and not followed.goal.limited:
         told.append(f"{followed.left()} to come")
     if followed.run.facts.get("best") and not followed.at_rest and followed.doing:
         told.append(followed.doing)

@@ -331,7 +331,8 @@ class Search(Part):
     {log|uniform|int: [low, high]} or {choices: […]}, with `step` (`log`: a factor) and `when: {method.type: lora}`.
     Omitted: the method's own."""
     trials: Count = 16
-    """How many trials are made. Omitted: 16, for full tuning 8; with `sampler: grid` every combination."""
+    """How many trials are made. Omitted: 16, for full tuning 8; with `sampler: grid` every combination; with a limit of
+    time or tokens as many as it allows, 1,000 at most."""
     at_once: Count | None = None
     """Trials trained together on one base. Omitted: as many as pay on the machine."""
     sampler: Literal["tpe", "random", "grid", "cmaes"] = "tpe"
@@ -343,6 +344,8 @@ class Search(Part):
     parameters. The first chooses the winner."""
     time_limit: Positive | None = None
     """Seconds after which no new trial begins. Omitted: no limit."""
+    token_limit: Count | None = None
+    """Tokens trained on, by all trials together, after which no new one begins. Omitted: no limit."""
     seeds: Count = 1
     """Train the winner with this many seeds, to tell merit from luck."""
 

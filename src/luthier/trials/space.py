@@ -29,6 +29,7 @@ BACKWARD = 3  # an update costs about as much as three forward passes
 CHECKED = 2_000
 GRID_LIMIT = 10_000  # combinations that a grid may have
 TRIALS = 16
+MOST_TRIALS = 1_000  # where time or tokens bound a search, and nobody says how many
 FULL_TRIALS = 8  # each trains all weights, alone
 RATE_STEP = math.sqrt(10)  # of the default space: two learning rates a decade
 RANK_LIMIT, RATE_LIMIT = 64, 0.5  # of the document: PARAMETERS §1 and §3
@@ -223,14 +224,20 @@ def _rates(middle: float, usual: float) -> list[float]:
 
 
 def budget(space: Space, search: spec.Search, method: str) -> int:
-    """How many trials the sampler makes: as wished; else every combination of a grid, 16, or 8 of full tuning. Never
-    more than there are combinations."""
-    asked = search.trials if "trials" in search.model_fields_set else FULL_TRIALS if method == "full" else TRIALS
-    every = search.sampler == "grid" and "trials" not in search.model_fields_set
+    """How many trials the sampler makes: as wished; else every combination of a grid, as many as a limit of time or
+    tokens allows, 16, or 8 of full tuning. Never more than there are combinations."""
+    said = "trials" in search.model_fields_set
+    usual = MOST_TRIALS if limited(search) else FULL_TRIALS if method == "full" else TRIALS
+    asked, every = search.trials if said else usual, search.sampler == "grid" and not said
     if search.sampler != "grid" and not space.finite:
         return asked
     limit = GRID_LIMIT if every else asked
     return sum(1 for _ in itertools.islice(space.combinations(), limit))
+
+
+def limited(search: spec.Search) -> bool:
+    """Whether time or tokens bound the search."""
+    return search.time_limit is not None or search.token_limit is not None
 
 
 def starts(space: Space, described: spec.Experiment) -> tuple[dict[str, Any], ...]:
