@@ -235,11 +235,12 @@ def _rehearse(tuned: Tuned, lanes: Sequence[Lane], budget: int) -> None:
 
 
 def _turn(wave: Wave) -> Iterator[Event]:
-    """One update of every live slot."""
+    """One update of every live slot; its seconds are theirs by their tokens, so that all trials' make the process's."""
     lanes, started = wave.live(), time.monotonic()
     yield from _within_memory(wave, lanes, partial(_accumulate, wave, lanes))
+    seconds, tokens = time.monotonic() - started, sum(lane.tokens for lane in lanes)
     for lane in lanes:
-        yield from update(lane, time.monotonic() - started)
+        yield from update(lane, seconds * lane.tokens / tokens)
 
 
 def _within_memory(wave: Wave, lanes: Sequence[Lane], work: Callable[[int], T]) -> Generator[Event, None, T]:
