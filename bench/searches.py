@@ -16,6 +16,7 @@ from kit.machine import facts
 from verdicts import LIMIT, ROOT, UPDATES, file_of, said
 
 RESULTS = ROOT / "bench" / "results" / "searches.json"
+TEST = ("n", "difference", "low", "high", "p", "outcome")
 TASKS = ("banking77", "snips", "wikisql_groups", "translit_ar_en")
 
 
@@ -26,8 +27,25 @@ def carry(task: str, home: Path) -> dict:
     found, search_seconds = said(home, "search", file, "--set", f"name={task}", *bounds)
     default, tune_seconds = said(home, "tune", file, "--set", f"name={task}", *bounds)
     compared, _ = said(home, "compare", default["run"], found["search"])  # a search stands for its winner
-    seconds = {"search": search_seconds, "default": tune_seconds}
-    return {"search": found, "default": default, "compare": compared, "seconds": seconds}
+    return kept(found, default, compared) | {"seconds": {"search": search_seconds, "default": tune_seconds}}
+
+
+def kept(found: dict, default: dict, compared: dict) -> dict:
+    """What came of it, without rows and places."""
+    board = found["board"]
+    best = next(entry for entry in board["entries"] if entry["number"] == board["best"])
+    tests = {name: [{key: test[key] for key in TEST} for test in each] for name, each in compared["tests"].items()}
+    return {
+        "values": best["values"],
+        "validation": [*best["objective"], best["low"], best["high"]],
+        "described": board["against"],
+        "optimism": board["optimism"]["sentence"],
+        "pruned": board["pruned"],
+        "importance": board["importance"],
+        "winner": found["verdict"],
+        "default": default["verdict"],
+        "winner against default": tests,
+    }
 
 
 def main() -> None:

@@ -90,10 +90,11 @@ def carry(task: str, home: Path) -> dict:
     compared, compare_seconds = said(home, "compare", tuned["run"], *rungs)
     return {
         "task": kind,
-        "tune": tuned,
-        "evaluate": judged,
-        "ladder": climbed,
-        "compare": compared,
+        "tune": tuned["verdict"],
+        "evaluate": judged["verdict"],
+        "ladder": climbed["answer"],
+        "rungs": {rung["name"]: rung.get("scores") for rung in climbed["rungs"]},
+        "compare": {name: [test["sentence"] for test in each] for name, each in compared["tests"].items()},
         "seconds": {
             "tune": tune_seconds,
             "evaluate": evaluate_seconds,

@@ -207,7 +207,7 @@ class Wave:
         assert self._fit is not None
         if not tuned.full:
             tuned.hang(0, rider.experiment.method, rider.experiment.seed)
-        found = placing.measure(tuned, rider.job(), self._at_once, self._neighbours, self._fit.budget)
+        found = placing.measure(tuned, rider.job(), self._at_once, self._fit.budget)
         placed = {"processes": found.processes, "slots": found.slots_each, "threads": found.threads}
         told = self._ask({"placed": placed | {"figures": dict(found.figures)}}) or {}
         self._slots, self._threads = told.get("slots", found.slots_each), found.threads

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from luthier import spec
-from luthier.hardware import Neighbours, Probe, placement
+from luthier.hardware import Probe, placement
 from luthier.models.methods import attach
 from luthier.train import placing
 from luthier.train.loop import Job
@@ -61,7 +61,7 @@ def test_a_probe_measures_and_teaches_nothing(tiny: Tiny, tmp_path: Path, method
     )
     examples, threads = rows("causal", count=9), torch.get_num_threads()
     before = [flat.values.clone() for flat in tuned.slots[0].flats]
-    found = placing.measure(tuned, Job("a", training, 0, examples, (), tmp_path), 4, Neighbours(), seconds=0.5)
+    found = placing.measure(tuned, Job("a", training, 0, examples, (), tmp_path), 4, seconds=0.5)
     assert found.processes * found.slots_each <= 4
     assert found.figures["seconds_1"] > 0 and found.figures["process_bytes"] > 2**24
     assert ("seconds_2" in found.figures) == (not tuned.full and found.processes < 4)

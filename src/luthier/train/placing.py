@@ -13,7 +13,7 @@ import torch
 
 from luthier import hardware
 from luthier.data.batches import Share, epoch_order, grouped_order
-from luthier.hardware import Neighbours, Placement, Probe
+from luthier.hardware import Placement, Probe
 from luthier.models.methods import Tuned
 from luthier.train.loop import Job, lay_out, step_share
 from luthier.train.measure import peak_bytes
@@ -32,18 +32,18 @@ def measure(
     tuned: Tuned,
     job: Job,
     at_once: int,
-    neighbours: Neighbours,
     budget: int = TOKEN_BUDGET,
     seconds: float = SECONDS,
 ) -> Placement:
     """How at most `at_once` trials like `job` are best placed on this machine, from about `seconds` of probing.
 
     `tuned` holds the job's slot (slot 0), which learns nothing; its rows stand for those of the trials beside it.
-    `neighbours` was made when the process began. A method that cannot share its base gets one slot a process.
+    A method that cannot share its base gets one slot a process. All cores count, also those that others use now: a
+    search outlives what is busy when it begins, and single-threaded processes bear neighbours (hardware.SPARED).
     """
     machine = hardware.machine(tuned.base.device.type)
     cpu = machine.device == "cpu"
-    processors = neighbours.idle_cores() if cpu else machine.count
+    processors = machine.cores if cpu else machine.count
     most = 1 if tuned.full else max(1, at_once // min(processors, at_once))
     if job.training.gradient_checkpointing:
         tuned.checkpoint_activations()
