@@ -53,7 +53,7 @@ def test_every_shape_of_a_search_is_a_sound_page(name: str) -> None:
 def test_it_says_the_answer_and_what_it_rests_on() -> None:
     found = BOARDS["sixteen"]
     text = page.render(found)
-    assert f'<p class="box-t">Trial {found.best} is best: validation loss ' in text
+    assert f'<p class="box-t">Trial {found.best:03d} is best: validation loss ' in text
     for sentence in (found.against, found.optimism.sentence, found.pruned.sentence):
         assert f'<p class="box-d">{sentence}.</p>' in text
     assert text.count('<tr class="pruned">') == 5 and "as described</span>" in text
