@@ -8,12 +8,9 @@ the method's own. Needs the folder `shared`.
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
-from kit.machine import facts
-from verdicts import LIMIT, ROOT, UPDATES, file_of, said
+from verdicts import LIMIT, ROOT, UPDATES, file_of, main, said
 
 RESULTS = ROOT / "bench" / "results" / "searches.json"
 TEST = ("n", "difference", "low", "high", "p", "outcome")
@@ -48,17 +45,5 @@ def kept(found: dict, default: dict, compared: dict) -> dict:
     }
 
 
-def main() -> None:
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    home, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:] or TASKS
-    for task in wanted:
-        told = carry(task, home)
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        results |= {"machine": facts(), task: told}
-        RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        print(f"{task}: {told['seconds']}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, carry, TASKS, RESULTS)

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kit.machine import facts
@@ -104,17 +105,16 @@ def carry(task: str, home: Path) -> dict:
     }
 
 
-def main() -> None:
+def main(how: str | None, each: Callable[[str, Path], dict], tasks: Iterable[str], into: Path) -> None:
+    """Tasks named on the command line (default: `tasks`), one after another; `into` keeps the newest of each."""
     if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    home, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:] or list(TASKS)
-    for task in wanted:
-        told = carry(task, home)
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        results |= {"machine": facts(), task: told}
-        RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        sys.exit(how)
+    for task in sys.argv[2:] or tasks:
+        told = each(task, Path(sys.argv[1]).resolve())
+        results = json.loads(into.read_text()) if into.exists() else {}
+        into.write_text(json.dumps(results | {"machine": facts(), task: told}, indent=1, ensure_ascii=False) + "\n")
         print(f"{task}: {told['seconds']}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, carry, TASKS, RESULTS)

@@ -115,7 +115,7 @@ class Trials:
     ) -> None:
         """The search's side: trials are handed out in turn, all else is answered by `reply` (None: by nobody, ever)."""
         waiting = [path for path in self.made if runs.load(path).state not in ENDED]
-        first = {"home": str(self.studio.home), "search": str(self.search.path), "slots": slots, "threads": 1}
+        first = {"search": str(self.search.path), "slots": slots, "threads": 1}
         self.said = []
         with open(question, "rb", buffering=0) as lines, open(answer, "wb", buffering=0) as to:
             _tell(to, first)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from luthier import hardware, ownership, redaction, runs, settings, spec
-from luthier.errors import TrainingError, as_it_was
+from luthier.errors import TrainingError, as_it_was, in_words
 
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
 _CLUSTER = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -98,8 +98,7 @@ def start(run: runs.Run, waiting: Waiting | None = None) -> runs.Run:
         time.sleep(0.02)
     if runs.attempts(run.path) == attempt and not ownership.stop_asked(run.path):
         problem = TrainingError("the worker ended before it began", where=str(run.path / runs.LOG))
-        error = {"kind": "TrainingError", "message": problem.message, "where": problem.where, "hint": None}
-        runs.at_rest(run.path, {"state": "failed", "finished": time.time(), "error": error})
+        runs.at_rest(run.path, {"state": "failed", "finished": time.time(), "error": in_words(problem)})
         raise problem
     return runs.load(run.path)
 

@@ -113,7 +113,7 @@ class Hands:
             placed = self._placement(_base(run))
             slots = min(placed["slots"], self._share(placed)) if placed else None
             helper, threads = self._helper(run.facts["model"]), self._threads(placed)
-            told = {"home": str(self.roster.home), "search": str(self.roster.path), "slots": slots, "threads": threads}
+            told = {"search": str(self.roster.path), "slots": slots, "threads": threads}
             helper.say(json.dumps(told))
             wave = _Wave(helper, _group(run), _base(run), run, {run.id})
             self.waves.append(wave)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import disk, hardware, ownership, redaction, runs
 from luthier.disk import write_json
-from luthier.errors import LuthierError, in_words
+from luthier.errors import LuthierError, TrainingError, in_words
 from luthier.runs import Evaluated, Event, Finding, Finished, Noted, Run, Started
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def failure(run: Run, end: Finished) -> Problem | None:
     """The error to keep of a training that ended by itself."""
     if end.state != "failed":
         return None
-    return {"kind": "TrainingError", "message": end.reason, "where": str(run.path), "hint": None}
+    return in_words(TrainingError(end.reason, str(run.path)))
 
 
 def finished(run: Run, state: runs.State, reason: str) -> Finished:
@@ -75,12 +75,12 @@ def _unforeseen(run: Run, defect: Exception) -> Problem:
     log = str(run.path / runs.LOG)
     if isinstance(defect, MemoryError) or "OutOfMemory" in type(defect).__name__ or "can't allocate memory" in words:
         hint = "a smaller `training.max_seq_length` or `training.batch_size`, `gradient_checkpointing: true`, or qlora"
-        return {"kind": "TrainingError", "message": f"not enough memory: {words}", "where": log, "hint": hint}
+        return in_words(TrainingError(f"not enough memory: {words}", log, hint))
     if isinstance(defect, OSError) and defect.errno in disk.REFUSALS:
         hint = "make room, or look at the disk, and run the same command again: what is finished stands"
-        return {"kind": "TrainingError", "message": f"the disk refuses: {words}", "where": str(run.path), "hint": hint}
+        return in_words(TrainingError(f"the disk refuses: {words}", str(run.path), hint))
     hint = "this is a defect of luthier, not of your input: please report it with this file"
-    return {"kind": "TrainingError", "message": words, "where": log, "hint": hint}
+    return in_words(TrainingError(words, log, hint))
 
 
 # --- what was said -------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 from luthier import disk, drafts, errors, logbook, ownership, presets, runs, spec
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.drafts import Base, Draft
-from luthier.errors import DataError, LuthierError, SpecError
+from luthier.errors import DataError, LuthierError, SpecError, TrainingError
 from luthier.logbook import Problem
 from luthier.runs import Run, State
 from luthier.trials import record, space, study
@@ -211,8 +211,8 @@ class Roster:
         if deaths < TRIES:
             runs.update(run.path, {"facts": {"retries": deaths}})
             return False
-        error = {"kind": "TrainingError", "message": f"its process ended twice: {why}", "hint": None}
-        self._end(run, "failed", error | {"where": str(self.path / runs.LOG)})
+        problem = TrainingError(f"its process ended twice: {why}", str(self.path / runs.LOG))
+        self._end(run, "failed", errors.in_words(problem))
         return True
 
     def unwant(self, run: Run, held: bool = False) -> None:

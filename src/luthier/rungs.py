@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import disk, redaction, runs, spec
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, TrainingError, in_words
 from luthier.runs import Evaluated, Event, Finished, Noted, Started, Stepped
 
 if TYPE_CHECKING:
@@ -107,14 +107,14 @@ def main() -> int:
     try:
         work(Path(sys.argv[1]), _told)
     except LuthierError as problem:
-        _last_word(type(problem).__name__, problem.message, problem.where, problem.hint)
+        _last_word(problem)
         return 1
     except (MemoryError, RuntimeError) as error:
         from luthier.train.room import out_of_memory
 
         if (words := out_of_memory(error)) is None:
             raise
-        _last_word("TrainingError", f"not enough memory: {redaction.strike(words)}", None, None)
+        _last_word(TrainingError(f"not enough memory: {redaction.strike(words)}"))
         return 1
     return 0
 
@@ -135,8 +135,8 @@ def _told(event: Event) -> None:
     print(json.dumps(runs.to_json(event), ensure_ascii=False), flush=True)
 
 
-def _last_word(kind: str, message: str, where: str | None, hint: str | None) -> None:
-    print(json.dumps({"error": {"kind": kind, "message": message, "where": where, "hint": hint}}), flush=True)
+def _last_word(problem: LuthierError) -> None:
+    print(json.dumps({"error": in_words(problem)}), flush=True)
 
 
 # --- asking the bare base ------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from luthier.evaluation import metrics, statistics
 from luthier.evaluation.ladder_page import duration
 from luthier.evaluation.report import Report
 from luthier.runs import Score
-from luthier.trials import optimism, record
+from luthier.trials import optimism, pruning, record
 from luthier.trials.board import (
     Aim,
     Axis,
@@ -32,9 +32,7 @@ from luthier.trials.board import (
     Pruned,
     Repeats,
     Tested,
-    names,
     standing,
-    value,
 )
 from luthier.trials.record import Trial
 from luthier.trials.rows import Rows, Table, table
@@ -166,13 +164,10 @@ def _planned(trial: Trial) -> int:
 
 def _front(entries: Sequence[Entry], aims: tuple[Aim, ...]) -> set[int]:
     """The numbers that no other trial beats in one aim and equals in the others (Pareto); none where there is one."""
-    signs = [-1.0 if aim.higher else 1.0 for aim in aims]
-    costs = {e.number: tuple(s * x for s, x in zip(signs, e.objective, strict=True)) for e in entries if e.objective}
-
-    def beaten(own: tuple[float, ...]) -> bool:
-        return any(own != each and all(a <= b for a, b in zip(each, own, strict=True)) for each in costs.values())
-
-    return {number for number, own in costs.items() if not beaten(own)} if len(aims) > 1 else set()
+    higher, known = [aim.higher for aim in aims], {e.number: e.objective for e in entries if e.objective}
+    if len(aims) < 2:
+        return set()
+    return {n for n, own in known.items() if not any(pruning.beats(each, own, higher) for each in known.values())}
 
 
 _LAST = {"running": 1, "queued": 2, "interrupted": 2, "pruned": 3, "stopped": 4, "failed": 5}
@@ -342,9 +337,3 @@ def _failures(entries: Sequence[Entry]) -> tuple[Failure, ...]:
         if entry.state == "failed":
             found.setdefault(re.sub(r"\d+(\.\d+)?", "0", entry.reason), []).append(entry)
     return tuple(Failure(each[0].reason, tuple(entry.number for entry in each)) for each in found.values())
-
-
-def described_as(board: Board) -> str:
-    """Where the winner differs from what was described: `learning_rate 0.0002 → 0.001, rank 8 → 16`."""
-    called = names(tuple(axis.path for axis in board.axes))
-    return ", ".join(f"{called.get(path, path)} {value(old)} → {value(new)}" for path, old, new in board.differs)
