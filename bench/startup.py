@@ -2,10 +2,11 @@
 
 python bench/startup.py [CASE …]        results/startup.json; needs the folder `shared`
 
-Twice each, the least counts. `luthier` is `luthier tune` until its first update stands in events.jsonl: reading
-and splitting the rows, encoding, the gate, proof of the base, the first step; the base's answers are switched off
-(`evaluation.compare_base: false`), which come before training by choice. `plain` imports transformers, loads model and
-tokenizer, tokenises every row of the same file, and takes one step forward and backward of the same batch size.
+Five times each, by turns; medians, and the smallest and largest ratio of a turn. `luthier` is `luthier tune` until its
+first update stands in events.jsonl: reading and splitting the rows, encoding, the gate, proof of the base, the first
+step; the base's answers are switched off (`evaluation.compare_base: false`), which come before training by choice.
+`plain` imports transformers, loads model and tokenizer, tokenises every row of the same file, and takes one step
+forward and backward of the same batch size.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 RESULTS = ROOT / "bench" / "results" / "startup.json"
 LONG_ROWS = 20_000
-TIMES = 2
+TIMES = 5
 
 PLAIN = """
 import json, sys, gzip, time
@@ -92,6 +94,15 @@ def plain(case: dict) -> float:
     return time.perf_counter() - began
 
 
+def summed(rounds: list[tuple[float, float]]) -> dict:
+    ours, theirs = zip(*rounds, strict=True)
+    ratios = sorted(a / b for a, b in rounds)
+    medians = {"luthier": median(ours), "plain": median(theirs), "ratio": median(ratios)}
+    return {name: round(value, 2) for name, value in medians.items()} | {
+        "spread": [round(ratios[0], 2), round(ratios[-1], 2)]
+    }
+
+
 def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -99,9 +110,8 @@ def main() -> None:
             if sys.argv[1:] and name not in sys.argv[1:]:
                 continue
             rounds = [(luthier(case), plain(case)) for _ in range(TIMES)]
-            ours, theirs = min(ours for ours, _ in rounds), min(theirs for _, theirs in rounds)
-            results[name] = {"luthier": round(ours, 2), "plain": round(theirs, 2), "ratio": round(ours / theirs, 2)}
-            print(f"{name}: luthier {ours:.1f} s, plain {theirs:.1f} s, {ours / theirs:.2f} times", flush=True)
+            results[name] = told = summed(rounds)
+            print(name, told, flush=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

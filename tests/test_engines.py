@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from luthier import engines, hardware, ownership, runs, spec
+from luthier import drafts, engines, hardware, ownership, runs, spec
 from luthier.errors import NotFound, TrainingError
 from tests.tiny import build as tiny
 
@@ -171,7 +171,8 @@ def test_an_early_worker_finds_out_what_an_experiment_means_and_carries_it(tmp_p
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"input": "{n} times", "output": "{n * n}"}}\n' for n in range(40)))
     experiment = _described(data=str(rows), method={"type": "lora", "rank": 2}, training={"max_steps": 2})
-    wish = {"home": str(tmp_path), "new": False, "further": 0}
+    prepared = drafts.rows_of(experiment, tmp_path)
+    wish = {"home": str(tmp_path), "new": False, "further": 0, "rows": prepared.folders}
     with engines.early(tmp_path) as waiting:
         assert waiting is not None
         run = engines.drafted(waiting, experiment, wish)
@@ -184,10 +185,11 @@ def test_an_early_worker_finds_out_what_an_experiment_means_and_carries_it(tmp_p
 
 
 def test_what_an_early_worker_refuses_is_raised_here_as_it_was(tmp_path: Path) -> None:
-    missing = _described(data=str(tmp_path / "rows.jsonl"))
-    with engines.early(tmp_path) as waiting, pytest.raises(NotFound, match=r"rows\.jsonl"):
+    missing = str(tmp_path / "data" / "0123")
+    with engines.early(tmp_path) as waiting, pytest.raises(NotFound, match="0123"):
         assert waiting is not None
-        engines.drafted(waiting, missing, {"home": str(tmp_path), "new": False, "further": 0})
+        wish = {"home": str(tmp_path), "new": False, "further": 0, "rows": (missing, None)}
+        engines.drafted(waiting, _described(data="rows.jsonl"), wish)
     assert waiting is not None and waiting.returncode is not None
 
 

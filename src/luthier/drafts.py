@@ -51,18 +51,45 @@ class Draft:
         return self.resolved.experiment.name or "run"
 
 
-def draft(experiment: spec.Experiment, home: Path) -> Draft:
-    """Look at the base's configuration, prepare the data, and decide every open value. Raises any LuthierError."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The prepared data of an experiment, and the rows that must not be forgotten. Nothing of it depends on the
+    base."""
 
+    dataset: Dataset
+    regression: Dataset | None
+
+    @property
+    def folders(self) -> tuple[str, str | None]:
+        """As `rows_in` takes them."""
+        return str(self.dataset.path), str(self.regression.path) if self.regression else None
+
+
+def rows_of(experiment: spec.Experiment, home: Path) -> Rows:
+    """Prepare the data; nothing heavy is imported for it. Raises DataError, NotFound."""
+    data, wishes = experiment.data, experiment.evaluation
+    dataset = prepare(data, home, experiment.seed, experiment.task)
+    return Rows(dataset, prepare_beside(wishes.regression, data, home))
+
+
+def rows_in(dataset: str, regression: str | None) -> Rows:
+    """The rows that another process has prepared in these folders. Raises NotFound."""
+    return Rows(load_dataset(dataset), load_dataset(regression) if regression else None)
+
+
+def draft(experiment: spec.Experiment, home: Path, rows: Rows | None = None) -> Draft:
+    """Look at the base's configuration, prepare the data unless that is done, and decide every open value.
+
+    Raises any LuthierError.
+    """
     _refuse_an_endpoint(experiment.model)
     metrics.by_name(experiment.evaluation.metrics or ())  # an unknown one is refused now, not after the training
     chosen = one(named(experiment))
     base = base_of(chosen.model)
     if chosen.evaluation.regression is not None and base.facts.family == "encoder":
         raise SpecError("an encoder answers nothing that it could forget", "evaluation.regression", "leave it out")
-    dataset = prepare(chosen.data, home, chosen.seed, chosen.task)
-    regression = prepare_beside(chosen.evaluation.regression, chosen.data, home)
-    found = decided(chosen, base, dataset, chosen.seed, regression)
+    rows = rows or rows_of(chosen, home)
+    found = decided(chosen, base, rows.dataset, chosen.seed, rows.regression)
     if experiment.search is None:
         return found
     note = "`search` is left aside: this is one run with the file's own values; `luthier search FILE` tries others"
@@ -120,9 +147,11 @@ def _fingerprint(resolved: presets.Resolved, dataset: Dataset, base: Base, regre
     return spec.fingerprint(resolved.experiment, rows, base.revision)
 
 
-def wanted(experiment: spec.Experiment, home: Path, new: bool = False, further: int = 0) -> Run:
+def wanted(
+    experiment: spec.Experiment, home: Path, new: bool = False, further: int = 0, rows: Rows | None = None
+) -> Run:
     """The run that `experiment` means, begun by nobody; with `further`, the one whose seed is raised by so much."""
-    described = draft(experiment, home)
+    described = draft(experiment, home, rows)
     return meant(reseeded(described, further) if further else described, home, new)
 
 

@@ -1,7 +1,7 @@
 """Where a run's process starts, and how it is stopped: here, as a child process with a group of its own.
 
-What a worker imports takes seconds: `early` begins with it while an experiment is read, and the same worker finds out
-what the experiment means (`drafted`), so that nobody else has to import it.
+What a worker imports takes seconds: `early` begins with it while the rows are prepared here, and the same worker finds
+out what the experiment means (`drafted`), so that nobody else has to import it.
 
 Lives here: starting, finding again, stopping; a helper process, which ends with the one it helps. Does not live here:
 what the processes do (`worker.py`, `searching.py`), or the run's states, which follow from facts (`runs.py`).
@@ -59,7 +59,7 @@ def early(home: Path) -> Iterator[Waiting | None]:
 def drafted(waiting: Waiting, experiment: spec.Experiment, wish: dict[str, object]) -> runs.Run | None:
     """The run that `experiment` means, found or made by the waiting worker: so that only one process imports for it.
 
-    `wish` has the other arguments of `drafts.wanted`. Raises what that raises.
+    `wish` has the other arguments of `drafts.wanted`, `rows` as `drafts.rows_in` takes them. Raises what that raises.
 
     None where the worker cannot be told (rows that live in this process) or ends without an answer.
     """

@@ -108,12 +108,13 @@ class Studio:
             hint = "`luthier search FILE`; to train it once with the file's own values: `--set search=null`"
             raise SpecError("the file describes a search, which is not one run", "search", hint)
         with engines.early(self.home) as worker:
-            wish = {"home": str(self.home), "new": new, "further": further}
+            from luthier import drafts
+
+            rows = drafts.rows_of(given, self.home)  # while the worker imports
+            wish = {"home": str(self.home), "new": new, "further": further, "rows": rows.folders}
             run = engines.drafted(worker, given, wish) if worker else None
             if run is None:
-                from luthier import drafts
-
-                run = drafts.wanted(given, self.home, new, further)
+                run = drafts.wanted(given, self.home, new, further, rows)
             done = run.state == "done" and not run.facts.get("unjudged")  # what a judge did not answer is asked again
             return run if done else engines.start(run, worker)
 

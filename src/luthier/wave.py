@@ -28,6 +28,7 @@ from typing import Any
 
 from luthier import hardware
 from luthier.errors import LuthierError
+from luthier.worker import lasting
 
 GRACE_SECONDS = 10.0  # for the answer to a question that was asked when somebody asked this process to end
 
@@ -86,7 +87,8 @@ def main() -> int:
     pipe = Pipe(asked.is_set)
     if (told := pipe.read()) is None:
         return 0
-    from luthier import riding  # heavy
+    with lasting():
+        from luthier import riding  # heavy
 
     try:
         wave = riding.Wave(Path(told["search"]), pipe.ask, lambda: asked.is_set() or pipe.gone, neighbours)

@@ -10,26 +10,22 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-from pyarrow import csv, parquet
+from typing import TYPE_CHECKING, Any
 
 from luthier import disk, spec
 from luthier.errors import MissingExtra, NotFound
 from luthier.evaluation.predictions import Row
 from luthier.evaluation.verdicts import SCALE, Mode
 
+if TYPE_CHECKING:
+    import pyarrow as pa  # heavy: only who asks a judge waits for it
+
 TABLE = "judgements.parquet"
 
 Said = tuple[int | None, str]
 """A verdict on its scale, and the judge's words."""
 
-_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "where", "side", "prompt", "reference", "answer")]
-    + [("verdict", pa.int64()), ("value", pa.float64())]
-    + [(name, pa.string()) for name in ("rationale", "mode", "model")]
-)
+_COLUMNS = ("id", "where", "side", "prompt", "reference", "answer", "verdict", "value", "rationale", "mode", "model")
 
 
 def ends(mode: Mode) -> tuple[float, float]:
@@ -44,6 +40,11 @@ def _value(verdict: int, mode: Mode) -> float:
 
 def write(rows: Sequence[Row], said: Mapping[tuple[str, str], Said], wishes: spec.Judge, folder: Path) -> None:
     """One line an answer, in the order of the rows; `said` by row id and side."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    numbers = {"verdict": pa.int64(), "value": pa.float64()}
+    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in _COLUMNS])
     lines = []
     for row in rows:
         for side, p in row.sides.items():
@@ -51,10 +52,10 @@ def write(rows: Sequence[Row], said: Mapping[tuple[str, str], Said], wishes: spe
             value = None if verdict is None else _value(verdict, wishes.mode)
             reference = p.references[0] if p.references else None
             told = (p.id, p.where, side, p.prompt, reference, p.answer, verdict, value, rationale)
-            lines.append(dict(zip(_SCHEMA.names, (*map(_clean, told), wishes.mode, wishes.model), strict=True)))
+            lines.append(dict(zip(_COLUMNS, (*map(_clean, told), wishes.mode, wishes.model), strict=True)))
     partial = folder / f".{TABLE}.tmp-{secrets.token_hex(4)}"
     try:
-        parquet.write_table(pa.Table.from_pylist(lines, _SCHEMA), partial)
+        parquet.write_table(pa.Table.from_pylist(lines, schema), partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(folder / TABLE)
@@ -70,12 +71,11 @@ def _clean(value: Any) -> Any:
 
 def joined(rows: Sequence[Row], folder: Path) -> list[Row]:
     """`rows` of a folder's predictions with what its judge said of them, if it was asked."""
-    path = folder / TABLE
-    if not path.is_file():
+    if not (folder / TABLE).is_file():
         return list(rows)
     said = {
         (line["id"], line["side"], line["answer"]): (line["value"], line["rationale"])
-        for line in parquet.read_table(path).to_pylist()
+        for line in table(folder).to_pylist()
     }
     found = []
     for row in rows:
@@ -91,6 +91,7 @@ def frame(path: str | Path) -> Any:
     """
     try:
         import pandas
+        import pyarrow as pa
     except ImportError:
         raise MissingExtra(
             "a frame needs pandas, which is not installed", hint="pip install 'luthier[judge]'"
@@ -105,11 +106,15 @@ def table(path: str | Path) -> pa.Table:
         raise NotFound(
             "there are no judgements", str(place), "`evaluation: {judge: MODEL}` in the experiment makes some"
         )
+    from pyarrow import parquet
+
     return parquet.read_table(place)
 
 
 def write_csv(path: str | Path, out: str | Path) -> None:
     """The same as a CSV file."""
+    from pyarrow import csv
+
     csv.write_csv(table(path), out)
 
 
