@@ -51,7 +51,7 @@ def starting(monkeypatch: pytest.MonkeyPatch) -> Starting:
     """`starting(begin)`: a run is begun by `begin(run)` in this process, and no worker process is."""
 
     def replace(begin: Callable[[runs.Run], runs.Run]) -> None:
-        monkeypatch.setattr(engines, "early", lambda home: nullcontext())
+        monkeypatch.setattr(engines, "early", lambda home, module="": nullcontext())
         monkeypatch.setattr(engines, "start", lambda run, waiting=None: begin(run))
 
     return replace

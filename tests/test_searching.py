@@ -19,6 +19,7 @@ from luthier.runs import Noted, Run
 from luthier.studio import Studio, report, winner
 from luthier.trials import board, record, space
 from tests import rows
+from tests.conftest import Starting
 from tests.formulas import Died, Waves
 
 RATES = {"training.learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}
@@ -48,10 +49,12 @@ def tested() -> list[str]:
 
 
 @pytest.fixture
-def studio(tmp_path: Path, waves: Waves, tested: list[str], monkeypatch: pytest.MonkeyPatch) -> Studio:
+def studio(
+    tmp_path: Path, waves: Waves, tested: list[str], monkeypatch: pytest.MonkeyPatch, starting: Starting
+) -> Studio:
     """Searches are carried by this process, their trials are trained by a formula, their winner's test is empty."""
 
-    def start(run: Run, waiting: Any = None) -> Run:
+    def start(run: Run) -> Run:
         if run.facts.get("kind") == "search":
             worker.work(run.path, lambda: False, searching.carry)
         elif run.state == "done":  # the winner
@@ -60,7 +63,7 @@ def studio(tmp_path: Path, waves: Waves, tested: list[str], monkeypatch: pytest.
             runs.update(run.path, {"facts": {"verdict": "better"}})
         return runs.load(run.path)
 
-    monkeypatch.setattr(engines, "start", start)
+    starting(start)
     monkeypatch.setattr(engines, "Helper", waves)
     monkeypatch.setattr(handing, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr("luthier.workbench.judge", lambda experiment, dataset: None)

@@ -33,17 +33,20 @@ Waiting = subprocess.Popen[bytes]
 """A worker without a run yet."""
 
 
+WORKER, SEARCH = "luthier.worker", "luthier.searching"
+
+
 @contextmanager
-def early(home: Path) -> Iterator[Waiting | None]:
+def early(home: Path, module: str = WORKER) -> Iterator[Waiting | None]:
     """A worker that imports what every run needs and waits for its run; it ends with the block if `start` gave it none.
 
-    None where torchrun starts a worker for each graphics card.
+    Or the process of a search, whose first wave imports. None where torchrun starts a worker for each graphics card.
     """
-    environment = settings.environment(home) | redaction.inherited()
-    if hardware.graphics_cards(environment) > 1:
+    environment = settings.environment(home) | redaction.inherited() | {"LUTHIER_HOME": str(home)}
+    if module == WORKER and hardware.graphics_cards(environment) > 1:
         yield None
         return
-    waiting = _spawn([], environment, subprocess.DEVNULL)
+    waiting = _spawn([sys.executable, "-m", module], environment, None)
     try:
         yield waiting
     finally:
@@ -109,14 +112,14 @@ class Helper:
     Its standard input stays open as long as this process lives: so it can tell that nobody waits for it any more.
     """
 
-    def __init__(self, command: Sequence[str], home: Path, model: str) -> None:
+    def __init__(self, command: Sequence[str], home: Path, *models: str) -> None:
         self._child = subprocess.Popen(
             [sys.executable, "-m", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=settings.environment(home) | redaction.inherited() | tokens(model),
+            env=settings.environment(home) | redaction.inherited() | tokens(*models),
         )
         assert self._child.stdin is not None and self._child.stdout is not None
         self._to, self._from = self._child.stdin, self._child.stdout
@@ -157,7 +160,7 @@ def _fresh(run: runs.Run) -> Waiting:
     """A new worker on `run`, or the process of a search."""
     environment = _environment(run)
     if run.facts.get("kind") == "search":
-        command = [sys.executable, "-m", "luthier.searching", str(run.path)]
+        command = [sys.executable, "-m", SEARCH, str(run.path)]
     else:
         command = _command(run.path, hardware.graphics_cards(environment))
     with (run.path / runs.LOG).open("ab") as log:
@@ -181,13 +184,13 @@ def _say(waiting: Waiting, told: dict[str, object]) -> None:
     waiting.stdin.flush()
 
 
-def _spawn(command: list[str], environment: dict[str, str], log: int | IO[bytes]) -> Waiting:
-    """A worker process; without a command it reads on its standard input what it has to do."""
+def _spawn(command: list[str], environment: dict[str, str], log: IO[bytes] | None) -> Waiting:
+    """A worker process; without a log it reads on its standard input what it has to do."""
     return subprocess.Popen(
-        command or [sys.executable, "-m", "luthier.worker"],
-        stdin=subprocess.DEVNULL if command else subprocess.PIPE,
-        stdout=log if command else subprocess.PIPE,
-        stderr=log,
+        command,
+        stdin=subprocess.PIPE if log is None else subprocess.DEVNULL,
+        stdout=subprocess.PIPE if log is None else log,
+        stderr=subprocess.DEVNULL if log is None else log,
         start_new_session=True,
         env=environment,
     )
@@ -196,7 +199,7 @@ def _spawn(command: list[str], environment: dict[str, str], log: int | IO[bytes]
 def _command(path: Path, cards: int) -> list[str]:
     """The worker's command: where there are several graphics cards one process each, by torchrun."""
     together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(cards), "-m"] if cards > 1 else []
-    return [sys.executable, "-m", *together, "luthier.worker", str(path)]
+    return [sys.executable, "-m", *together, WORKER, str(path)]
 
 
 def _environment(run: runs.Run) -> dict[str, str]:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import engines, errors, hardware, ownership, redaction, runs
@@ -46,6 +47,11 @@ def cluster_of(run: Run) -> Iterator[Cluster | None]:
         yield cluster
 
 
+def wave(home: Path, *models: str) -> Helper:
+    """A process that can train trials, on this machine."""
+    return engines.Helper(["luthier.wave"], home, *models)
+
+
 @dataclass(slots=True)
 class _Wave:
     """A process that trains trials of one group, and the trials it answers for."""
@@ -68,6 +74,7 @@ class Hands:
     waves: list[_Wave] = field(default_factory=list)
     said: queue.SimpleQueue[tuple[_Wave, str | None]] = field(default_factory=queue.SimpleQueue)
     asks: bool = False  # whether the sampler is asked for more trials
+    spares: list[Helper] = field(default_factory=list)  # processes that have begun to import, and wait
 
     def train(self, asks: bool) -> None:
         """Hand out trials until nobody is at work and none is left."""
@@ -128,7 +135,12 @@ class Hands:
     def _helper(self, model: str) -> Helper | clusters.Helper:
         if self.cluster is not None:
             return self.cluster.helper(["luthier.wave"], model)
-        return engines.Helper(["luthier.wave"], self.roster.home, model)
+        while self.spares:
+            spare = self.spares.pop(0)
+            if spare.returncode is None and not engines.tokens(model):
+                return spare
+            spare.kill()
+        return wave(self.roster.home, model)
 
     def _to_begin(self) -> Run | None:
         """The trial that another process begins with; None where there is none, or no room for a process."""
@@ -163,6 +175,8 @@ class Hands:
 
     def _leave_waves(self) -> None:
         """Nobody answers any more: every wave saves what it trains and ends, or is ended."""
+        while self.spares:
+            self.spares.pop().kill()
         for wave in self.waves:
             wave.helper.leave()
         until = time.monotonic() + SAVING_SECONDS

@@ -13,9 +13,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from luthier import engines, errors, runs, spec, worker
+from luthier import engines, errors, handing, hardware, runs, spec, worker
+from luthier.engines import Helper
 from luthier.errors import LuthierError, TrainingError
 from luthier.evaluation import report
 from luthier.handing import Hands, cluster_of
@@ -31,19 +33,29 @@ LOOK_SECONDS = 0.1  # between two looks at the winner's worker
 
 def main() -> int:
     """The process: SIGTERM and SIGINT ask it to save and end. Exit code 0 if the search is done or was stopped."""
+    if sys.argv[1:]:
+        path, spares = Path(sys.argv[1]), []
+    else:
+        spares = [handing.wave(runs.home())]  # it imports while somebody finds out what the search is
+        if (told := worker.the_run()) is None:
+            return 0
+        path = told
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
-    return worker.work(Path(sys.argv[1]).resolve(), asked.is_set, carry)
+    if spares and hardware.cores() > 1:
+        spares.append(handing.wave(runs.home()))  # it imports while the first one measures
+    return worker.work(path.resolve(), asked.is_set, lambda run, stop: carry(run, stop, spares))
 
 
-def carry(run: Run, stop: Stop) -> Finished:
-    """All of a search's work. Raises LuthierError where it cannot go on, Stopped where it was asked to end."""
+def carry(run: Run, stop: Stop, spares: Sequence[Helper] = ()) -> Finished:
+    """All of a search's work; `spares`: processes for it that wait. Raises LuthierError where it cannot go on, Stopped
+    where it was asked to end."""
     roster = Roster(run)
     planned, examples = roster.wishes.trials, roster.basis.dataset.counts["train"]
     runs.append(run.path, Started(run.id, roster.ended(), time.time(), planned, examples, 0))
     with cluster_of(run) as cluster:
-        hands = Hands(roster, stop, cluster)
+        hands = Hands(roster, stop, cluster, spares=list(spares))
         if (best := roster.facts.get("best")) is None:
             hands.train(asks=True)
             best = choose(roster)

@@ -6,6 +6,7 @@ it runs (`engines.py`), how it looks (`cli/`). Nothing heavy is imported before 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,11 +150,13 @@ class Studio:
 
         if engine == "ray":
             clusters.require(self.home)  # now, not in a process of its own
-        draft, known = roster.describe(described(experiment), self.home)
-        run = drafts.meant(draft, self.home, new, known)
-        if run.state != "done" and runs.owner(run.path) is None:
-            runs.update(run.path, {"facts": {"engine": engine}})
-        return run if run.state == "done" else engines.start(runs.load(run.path))
+        given, here = described(experiment), engine == "here"
+        with engines.early(self.home, engines.SEARCH) if here else contextlib.nullcontext() as waiting:
+            draft, known = roster.describe(given, self.home)
+            run = drafts.meant(draft, self.home, new, known)
+            if run.state != "done" and runs.owner(run.path) is None:
+                runs.update(run.path, {"facts": {"engine": engine}})
+            return run if run.state == "done" else engines.start(runs.load(run.path), waiting)
 
     def add(self, search: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         """Another trial for a search that is not done: parameter's path → value, everything else as the file says.

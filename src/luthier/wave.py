@@ -85,11 +85,11 @@ def main() -> int:
         signal.signal(number, lambda *_: asked.set())
     neighbours = hardware.Neighbours()  # who else computes here shows while the imports run
     pipe = Pipe(asked.is_set)
+    with lasting():
+        from luthier import riding  # heavy: before anybody says what to do
+
     if (told := pipe.read()) is None:
         return 0
-    with lasting():
-        from luthier import riding  # heavy
-
     try:
         wave = riding.Wave(Path(told["search"]), pipe.ask, lambda: asked.is_set() or pipe.gone, neighbours)
         wave.ride(told["slots"], told["threads"])

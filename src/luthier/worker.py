@@ -50,18 +50,23 @@ def main() -> int:
 
 
 def wait_for_a_run() -> Path | None:
-    """Import what every run needs, then read lines of JSON, all with `environment` to add to ours.
-
-    One with an `experiment` is answered by a line: the `run` that it means (`drafts.wanted`), or the `error`. One with
-    the folder `run` is a run to carry: what is said from then on goes into its log. None if the one that started us
-    left without naming one.
-    """
+    """Import what every run needs, then read which one it is; see `the_run`."""
     with lasting():
         import luthier.assessment
         import luthier.checks
         import luthier.train.loop
         import luthier.workbench  # noqa: F401
 
+    return the_run()
+
+
+def the_run() -> Path | None:
+    """Read lines of JSON, all with `environment` to add to ours.
+
+    One with an `experiment` is answered by a line: the `run` that it means (`drafts.wanted`), or the `error`. One with
+    the folder `run` is a run to carry: what is said from then on goes into its log. None if the one that started us
+    left without naming one.
+    """
     while line := sys.stdin.readline():
         told = json.loads(line)
         os.environ.update(told["environment"])

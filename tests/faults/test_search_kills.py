@@ -19,6 +19,7 @@ from luthier import engines, roster, runs, searching, spec, wave, worker
 from luthier.runs import Evaluated, Run, Started, Stepped
 from luthier.studio import Studio, report
 from tests import rows, tiny
+from tests.conftest import Starting
 from tests.faults.victims import fork, leftovers, wait
 
 LORA = {"type": "lora", "rank": 2, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
@@ -85,16 +86,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+def begun(folder: Path, monkeypatch: pytest.MonkeyPatch, starting: Starting) -> Callable[..., Run]:
     """A search that nobody carries yet; its waves, and its winner's worker, are forks of who carries it."""
 
-    def start(run: Run, waiting: Any = None) -> Run:
+    def start(run: Run) -> Run:
         if run.facts.get("kind") != "search":
             worker.work(run.path, lambda: False)
         return runs.load(run.path)
 
     monkeypatch.setattr(engines, "Helper", Forked)
-    monkeypatch.setattr(engines, "start", start)
+    starting(start)
     monkeypatch.setattr(Forked, "pids", [])
     monkeypatch.setattr(Forked, "log", folder / "log")
     base, data = str(tiny.build("tiny_llama")), str(rows.pairs(folder))
