@@ -1,7 +1,7 @@
 """A search of many trials, side by side with the same trials one after another under Optuna; and where that comes from.
 
     python bench/search.py                     every case; bench/results/search.json keeps the newest of each
-    python bench/search.py --only cls/tiny     cases whose name contains one of these words
+    python bench/search.py --only cls/tiny     cases whose name begins with one of these words
     python bench/search.py --steps 2           so many updates a trial instead of the case's own
     python bench/search.py --quick             two updates, the smallest case of each kind, nothing kept
 
@@ -353,7 +353,7 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     equal, steps = True, said.steps or (2 if said.quick else None)
     for case in CASES:
-        if not any(word in case.name for word in said.only) or (said.quick and case.name not in QUICK):
+        if not case.name.startswith(tuple(said.only)) or (said.quick and case.name not in QUICK):
             continue
         if steps:
             case = replace(case, work=replace(case.work, steps=steps, evaluate_every=1))
