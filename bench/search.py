@@ -79,9 +79,9 @@ def _work(data: str, shape: str, method: str, trials: int, steps: int, evaluatio
 
 CASES = (
     Case(_work("cls", "tiny", "lora", 8, 24)),
-    Case(_work("sql+grouped", "tiny", "lora", 8, 12)),
-    Case(_work("sql", "tiny", "lora", 8, 8)),
-    Case(_work("cls", "mid", "lora", 8, 6)),
+    Case(_work("sql+grouped", "tiny", "lora", 8, 8)),
+    Case(_work("sql", "tiny", "lora", 8, 6)),
+    Case(_work("cls", "mid", "lora", 8, 4)),
     Case(_work("cls", "tiny", "lora", 16, 12, 6), pruned=True),
     Case(_work("cls", "tiny", "prompt", 8, 8)),
     Case(_work("cls", "tiny", "lora", 8, 10), "parts"),

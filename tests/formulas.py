@@ -44,30 +44,37 @@ class Waves:
         self.loss, self.placed = loss, {"processes": processes, "slots": slots, "threads": 1}
         self.told: list[tuple[Any, ...]] = []
         self.before: Callable[[Run, int], None] = lambda run, step: None
-        self.most, self.living = 0, 0
+        self.most, self.living, self.made = 0, 0, 0
+        self.all: list[Wave] = []
 
-    def __call__(self, command: Sequence[str], home: Path, model: str) -> Wave:
+    def __call__(self, command: Sequence[str], home: Path, *models: str) -> Wave:
         assert list(command) == ["luthier.wave"]
-        self.living += 1
-        self.most = max(self.most, self.living)
-        return Wave(self)
+        self.made += 1
+        self.all.append(Wave(self))
+        return self.all[-1]
 
 
 class Wave:
     def __init__(self, waves: Waves) -> None:
         self._waves, self._said = waves, queue.SimpleQueue[str | None]()
         self.returncode: int | None = None
+        self.heard: list[str] = []
+        self.killed = False
 
     def say(self, text: str) -> None:
+        self.heard.append(text)
         self._said.put(text)
 
     def leave(self) -> None:
         self._said.put(None)
 
     def kill(self) -> None:
+        self.killed = True
         self._said.put(None)
 
     def lines(self) -> Iterator[str]:
+        self._waves.living += 1
+        self._waves.most = max(self._waves.most, self._waves.living)
         try:
             yield "loading"
             yield from self._ride()

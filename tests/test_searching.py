@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -13,14 +14,14 @@ from typing import Any
 import pytest
 
 import luthier
-from luthier import engines, handing, roster, runs, searching, spec, worker
+from luthier import engines, handing, hardware, roster, runs, searching, spec, worker
 from luthier.errors import DataError, LuthierError, NotFound, SpecError, TrainingError
 from luthier.runs import Noted, Run
 from luthier.studio import Studio, report, winner
 from luthier.trials import board, record, space
 from tests import rows
 from tests.conftest import Starting
-from tests.formulas import Died, Waves
+from tests.formulas import Died, Wave, Waves
 
 RATES = {"training.learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}
 GRID = {"space": RATES, "sampler": "grid", "pruner": "none", "trials": 4}
@@ -381,6 +382,53 @@ def test_the_winner_is_trained_with_further_seeds_on_the_same_rows(
 
 
 # --- processes
+def test_processes_that_wait_are_used_first_and_none_is_left(
+    studio: Studio, waves: Waves, experiment: Experiments, starting: Starting, tmp_path: Path
+) -> None:
+    """The first that lives is told the search; the dead one and the one for which there is no work are ended."""
+    carried: list[list[Wave]] = []
+
+    def start(run: Run) -> Run:
+        if run.facts.get("kind") == "search":
+            spares = [waves(["luthier.wave"], tmp_path) for _ in range(3)]
+            spares[0].returncode = 1
+            carried.append(spares)
+            worker.work(run.path, lambda: False, lambda run, stop: searching.carry(run, stop, spares))
+        else:
+            (run.path / "report.json").write_text("{}")
+        return runs.load(run.path)
+
+    starting(start)
+    search = studio.search(experiment({"at_once": 1}))
+    [(dead, alive, more)] = carried
+    assert states(search) == ["done"] * 4 and not dead.heard and not more.heard and dead.killed and more.killed
+    told = json.loads(alive.heard[0])
+    assert told["search"] == str(search.path) and told["environment"] == {}
+    assert waves.made == 3  # nobody else was begun
+
+
+def test_another_process_imports_while_the_first_one_measures(
+    studio: Studio, waves: Waves, experiment: Experiments, starting: Starting, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """It is begun as soon as the search is known, takes its part, and ends where measuring says that one is enough."""
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+
+    def start(run: Run) -> Run:
+        if run.facts.get("kind") == "search":
+            spare = waves(["luthier.wave"], tmp_path)
+            worker.work(run.path, lambda: False, lambda run, stop: searching.carry(run, stop, [spare]))
+        else:
+            (run.path / "report.json").write_text("{}")
+        return runs.load(run.path)
+
+    starting(start)
+    for processes in (2, 1):
+        waves.placed["processes"], waves.made = processes, 0
+        search = studio.search(experiment(), new=True)
+        assert states(search) == ["done"] * 4 and waves.made == 2
+    assert [wave.heard != [] for wave in waves.all] == [True, True, True, False] and waves.all[-1].killed
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_real_processes_killed_and_begun_again_give_the_winners_run(

@@ -18,6 +18,7 @@ from luthier import presets, runs, spec
 from luthier.data.prepare import Dataset, load_dataset, prepare, prepare_beside
 from luthier.errors import SpecError, here
 from luthier.evaluation import metrics
+from luthier.models import refusals
 from luthier.runs import Run
 
 RENDERING = ("data.template", "data.train_on", "data.overlength")
@@ -65,6 +66,16 @@ class Rows:
         return str(self.dataset.path), str(self.regression.path) if self.regression else None
 
 
+def refuse(experiment: spec.Experiment) -> None:
+    """Refuse what no run can mean, as far as that shows at once. Raises SpecError, ModelError."""
+    model = experiment.model
+    if model.name.startswith("openai:"):  # what a file may describe and no run does: better said than passed over
+        hint = "`luthier evaluate` scores it; to tune, name a base of the Hub or a folder"
+        raise SpecError(f"`{model.name}` stands behind an endpoint, where nothing can be tuned", hint=hint)
+    refusals.named_folder(model.name, model.revision)
+    metrics.by_name(experiment.evaluation.metrics or ())  # an unknown one is refused now, not after the training
+
+
 def rows_of(experiment: spec.Experiment, home: Path) -> Rows:
     """Prepare the data; nothing heavy is imported for it. Raises DataError, NotFound."""
     data, wishes = experiment.data, experiment.evaluation
@@ -82,8 +93,7 @@ def draft(experiment: spec.Experiment, home: Path, rows: Rows | None = None) -> 
 
     Raises any LuthierError.
     """
-    _refuse_an_endpoint(experiment.model)
-    metrics.by_name(experiment.evaluation.metrics or ())  # an unknown one is refused now, not after the training
+    refuse(experiment)
     chosen = one(named(experiment))
     base = base_of(chosen.model)
     if chosen.evaluation.regression is not None and base.facts.family == "encoder":
@@ -245,13 +255,6 @@ def _changed(draft: Draft, changes: Mapping[str, Any], origins: Mapping[str, str
     whole = replace(draft.resolved, experiment=resolved, origins={**draft.resolved.origins, **origins})
     fingerprint = _fingerprint(whole, draft.dataset, draft.base, draft.regression)
     return replace(draft, resolved=whole, chosen=chosen, fingerprint=fingerprint)
-
-
-def _refuse_an_endpoint(model: spec.Model) -> None:
-    """What a file may describe and no run does: better said than passed over."""
-    if model.name.startswith("openai:"):
-        hint = "`luthier evaluate` scores it; to tune, name a base of the Hub or a folder"
-        raise SpecError(f"`{model.name}` stands behind an endpoint, where nothing can be tuned", hint=hint)
 
 
 def pinned(resolved: presets.Resolved, commit: str | None) -> presets.Resolved:

@@ -168,7 +168,7 @@ def _fresh(run: runs.Run) -> Waiting:
 
 
 def _told(waiting: Waiting, run: runs.Run) -> Waiting | None:
-    """The waiting worker, now that it knows its run; None if it has ended meanwhile. See `worker.wait_for_a_run`."""
+    """The waiting worker, now that it knows its run; None if it has ended meanwhile. See `worker.the_run`."""
     assert waiting.stdin is not None
     try:
         with waiting.stdin:

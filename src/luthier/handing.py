@@ -47,9 +47,9 @@ def cluster_of(run: Run) -> Iterator[Cluster | None]:
         yield cluster
 
 
-def wave(home: Path, *models: str) -> Helper:
-    """A process that can train trials, on this machine."""
-    return engines.Helper(["luthier.wave"], home, *models)
+def local_wave(home: Path) -> Helper:
+    """A process that can train trials, on this machine; it is told later which."""
+    return engines.Helper(["luthier.wave"], home)
 
 
 @dataclass(slots=True)
@@ -120,8 +120,9 @@ class Hands:
             placed = self._placement(_base(run))
             slots = min(placed["slots"], self._share(placed)) if placed else None
             helper, threads = self._helper(run.facts["model"]), self._threads(placed)
-            told = {"search": str(self.roster.path), "slots": slots, "threads": threads}
-            helper.say(json.dumps(told))
+            tokens = {} if self.cluster else engines.tokens(run.facts["model"])
+            told = {"search": str(self.roster.path), "slots": slots, "threads": threads, "environment": tokens}
+            helper.say(json.dumps(told))  # a spare one was begun before anybody knew the base
             wave = _Wave(helper, _group(run), _base(run), run, {run.id})
             self.waves.append(wave)
             threading.Thread(target=self._listen, args=(wave,), daemon=True).start()
@@ -136,11 +137,10 @@ class Hands:
         if self.cluster is not None:
             return self.cluster.helper(["luthier.wave"], model)
         while self.spares:
-            spare = self.spares.pop(0)
-            if spare.returncode is None and not engines.tokens(model):
+            if (spare := self.spares.pop(0)).returncode is None:
                 return spare
             spare.kill()
-        return wave(self.roster.home, model)
+        return local_wave(self.roster.home)
 
     def _to_begin(self) -> Run | None:
         """The trial that another process begins with; None where there is none, or no room for a process."""
@@ -175,8 +175,7 @@ class Hands:
 
     def _leave_waves(self) -> None:
         """Nobody answers any more: every wave saves what it trains and ends, or is ended."""
-        while self.spares:
-            self.spares.pop().kill()
+        self._leave_spares()
         for wave in self.waves:
             wave.helper.leave()
         until = time.monotonic() + SAVING_SECONDS
@@ -191,6 +190,10 @@ class Hands:
         for wave in self.waves:
             wave.helper.kill()
         self.waves.clear()
+
+    def _leave_spares(self) -> None:
+        while self.spares:
+            self.spares.pop().kill()
 
     def _gone(self, wave: _Wave) -> None:
         """A wave has ended: what it has not brought to an end is tried again, once."""
@@ -230,6 +233,8 @@ class Hands:
             self._reply(wave, {})
         elif "placed" in asked:
             self.roster.keep(placements=dict(self.roster.facts.get("placements", {})) | {wave.base: asked["placed"]})
+            if self._processes(asked["placed"]) == 1:
+                self._leave_spares()
             self._reply(wave, {"slots": min(asked["placed"]["slots"], self._share(asked["placed"]))})
         elif line:
             wave.last = redaction.strike(line)

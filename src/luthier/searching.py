@@ -1,5 +1,5 @@
 """The process of a search: its trials, the best of them, the best once more with other seeds, and the best on the test.
-`python -m luthier.searching RUN`.
+`python -m luthier.searching [RUN]`; without one it is told which.
 
 Lives here: the order of a search's work. Does not live here: who trains the trials (`handing.py`), their folders
 (`roster.py`), what is made of them (`trials/`). It computes nothing, and imports nothing heavy.
@@ -9,6 +9,7 @@ A search may be ended at any moment and carried again: all that it knows stands 
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -33,18 +34,13 @@ LOOK_SECONDS = 0.1  # between two looks at the winner's worker
 
 def main() -> int:
     """The process: SIGTERM and SIGINT ask it to save and end. Exit code 0 if the search is done or was stopped."""
-    if sys.argv[1:]:
-        path, spares = Path(sys.argv[1]), []
-    else:
-        spares = [handing.wave(runs.home())]  # it imports while somebody finds out what the search is
-        if (told := worker.the_run()) is None:
-            return 0
-        path = told
+    spares = [] if sys.argv[1:] else [handing.local_wave(runs.home())]  # it imports while somebody describes the search
+    path = Path(sys.argv[1]) if sys.argv[1:] else worker.the_run()
+    if path is None:
+        return 0
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
-    if spares and hardware.cores() > 1:
-        spares.append(handing.wave(runs.home()))  # it imports while the first one measures
     return worker.work(path.resolve(), asked.is_set, lambda run, stop: carry(run, stop, spares))
 
 
@@ -52,6 +48,9 @@ def carry(run: Run, stop: Stop, spares: Sequence[Helper] = ()) -> Finished:
     """All of a search's work; `spares`: processes for it that wait. Raises LuthierError where it cannot go on, Stopped
     where it was asked to end."""
     roster = Roster(run)
+    if spares and hardware.cores() > 1 and roster.wishes.at_once != 1:
+        with contextlib.suppress(OSError):  # no room for another process: then for fewer
+            spares = [*spares, handing.local_wave(roster.home)]  # it imports while the first one measures
     planned, examples = roster.wishes.trials, roster.basis.dataset.counts["train"]
     runs.append(run.path, Started(run.id, roster.ended(), time.time(), planned, examples, 0))
     with cluster_of(run) as cluster:

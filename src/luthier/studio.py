@@ -108,9 +108,10 @@ class Studio:
         if given.search is not None:
             hint = "`luthier search FILE`; to train it once with the file's own values: `--set search=null`"
             raise SpecError("the file describes a search, which is not one run", "search", hint)
-        with engines.early(self.home) as worker:
-            from luthier import drafts
+        from luthier import drafts
 
+        drafts.refuse(given)
+        with engines.early(self.home) as worker:
             rows = drafts.rows_of(given, self.home)  # while the worker imports
             wish = {"home": str(self.home), "new": new, "further": further, "rows": rows.folders}
             run = engines.drafted(worker, given, wish) if worker else None
@@ -150,8 +151,9 @@ class Studio:
 
         if engine == "ray":
             clusters.require(self.home)  # now, not in a process of its own
-        given, here = described(experiment), engine == "here"
-        with engines.early(self.home, engines.SEARCH) if here else contextlib.nullcontext() as waiting:
+        given = described(experiment)
+        drafts.refuse(given)
+        with engines.early(self.home, engines.SEARCH) if engine == "here" else contextlib.nullcontext() as waiting:
             draft, known = roster.describe(given, self.home)
             run = drafts.meant(draft, self.home, new, known)
             if run.state != "done" and runs.owner(run.path) is None:

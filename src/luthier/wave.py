@@ -2,7 +2,7 @@
 
 It asks the search for trials over its standard output, a line of JSON each question, and reads an answer line to each:
 
-    first line read         {"search": FOLDER, "slots": N or null, "threads": K or null}
+    first line read         {"search": FOLDER, "slots": N or null, "threads": K or null, "environment": {NAME: VALUE}}
     {"want": GROUP or null} → {"run": FOLDER} or {"run": null}: no more trials of this group, or none at all
     {"placed": {…}}         → {}       where `slots` was null: how many processes and slots measuring has found best
     {"heard": ID, "step": N, "share": S, "scores": {…}} → {"end": null} or {"end": [STATE, REASON]}
@@ -17,6 +17,7 @@ Lives here: the process and its pipe. Does not live here: the work (`riding.py`)
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import sys
@@ -39,6 +40,7 @@ class Pipe:
     def __init__(self, stop: Callable[[], bool]) -> None:
         self._stop = stop
         self._gone = threading.Event()
+        self._told = False
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -74,6 +76,9 @@ class Pipe:
         with open(0, "rb", buffering=0, closefd=False) as said:  # raw: a buffer's lock would outlive us
             for line in said:
                 self._lines.put(line)
+                self._told = True
+        if not self._told:
+            os._exit(0)  # in the midst of an import: nobody has said what to do, so nothing is lost
         self._gone.set()
         self._lines.put(b"")
 
@@ -83,13 +88,14 @@ def main() -> int:
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
-    neighbours = hardware.Neighbours()  # who else computes here shows while the imports run
     pipe = Pipe(asked.is_set)
     with lasting():
         from luthier import riding  # heavy: before anybody says what to do
 
     if (told := pipe.read()) is None:
         return 0
+    os.environ.update(told.get("environment", {}))
+    neighbours = hardware.Neighbours()  # from now on: while we waited, those were at work that wait for us now
     try:
         wave = riding.Wave(Path(told["search"]), pipe.ask, lambda: asked.is_set() or pipe.gone, neighbours)
         wave.ride(told["slots"], told["threads"])

@@ -31,7 +31,7 @@ class Said:
 class Beside:
     """The wave of a search in a thread of this process, in place of `engines.Helper`."""
 
-    def __init__(self, command: Sequence[str], home: Path, model: str) -> None:
+    def __init__(self, command: Sequence[str], home: Path, *models: str) -> None:
         assert list(command) == ["luthier.wave"]
         self._answers, self._questions = queue.SimpleQueue[Any](), queue.SimpleQueue[str | None]()
         self._gone = threading.Event()

@@ -1,4 +1,5 @@
-"""The corpus of bad files through the command line: each gets its verdict, none a traceback, none is taken silently."""
+"""The corpus of bad files through the command line: each gets its verdict, none a traceback, none is taken silently
+(RELIABILITY 15)."""
 
 from __future__ import annotations
 

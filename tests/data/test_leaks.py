@@ -1,4 +1,4 @@
-"""Planted twins and leaks, and what becomes of them."""
+"""Planted twins and leaks, and what becomes of them (RELIABILITY 19)."""
 
 from __future__ import annotations
 

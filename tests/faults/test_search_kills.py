@@ -35,7 +35,7 @@ class Forked:
     pids: ClassVar[list[int]] = []
     log: ClassVar[Path] = Path(os.devnull)
 
-    def __init__(self, command: Sequence[str], home: Path, model: str) -> None:
+    def __init__(self, command: Sequence[str], home: Path, *models: str) -> None:
         told, self._to = os.pipe()
         self._from, said = os.pipe()
         ours = (self._to, self._from)

@@ -75,7 +75,7 @@ def test_the_described_values_against_the_winners() -> None:
     assert {path for path, _, _ in found.differs} == set(made.DESCRIBED)
     assert "No trial had the values" in made.board(16, described={**made.DESCRIBED, "method.rank": 99}).against
     alone = made.board(1)
-    assert alone.against == "The described values are the best that were tried (trial 0)" and alone.differs == ()
+    assert alone.against == "The described values are the best that were tried (trial 000)" and alone.differs == ()
 
 
 def test_what_pruning_saved() -> None:

@@ -47,7 +47,7 @@ def test_every_shape_of_a_search_is_a_sound_page(name: str) -> None:
         r"<style>.*?</style>", "", text, flags=re.S
     )
     for entry in found.entries:
-        assert f">{entry.number}<" in text
+        assert f">{entry.called}<" in text
 
 
 def test_it_says_the_answer_and_what_it_rests_on() -> None:

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import transformers
 from transformers import AutoConfig
 from transformers.models.auto import modeling_auto
 
-from luthier.errors import ModelError, here, means_a_path, near_path
+from luthier.errors import ModelError, here, near_path
 from luthier.models import refusals
 from luthier.presets import BaseFacts, Family
 
@@ -30,7 +29,6 @@ refusals.forbid_remote_code()
 _OFFSET_POSITIONS = """
 roberta xlm-roberta xlm-roberta-xl roberta-prelayernorm camembert xmod data2vec-text longformer mpnet
 """
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = """
 config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
 vocab.json vocab.txt merges.txt tokenizer.model spiece.model sentencepiece.bpe.model source.spm target.spm
@@ -54,16 +52,8 @@ def locate(name: str, revision: str | None = None, weights: bool = True) -> tupl
 
     From the Hub only files of known names at the repository's root are fetched: no code, no pickle, no path.
     """
-    path = here(name)
-    if path.is_dir():
-        if revision is not None:
-            raise ModelError(f"`{name}` is a folder and has no revisions", hint="leave out `model.revision`")
-        return path, None
-    if path.is_file():
-        raise ModelError(f"`{name}` is a file, not a model folder", hint="name the folder that holds config.json")
-    if means_a_path(name) or not _HUB_ID.fullmatch(name) or ".." in name:
-        hint = near_path(path) or "give a folder, or a Hub id such as `org/name`"
-        raise ModelError(f"there is no model folder `{name}`", hint=hint)
+    if (folder := refusals.named_folder(name, revision)) is not None:
+        return folder, None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -72,7 +62,7 @@ def locate(name: str, revision: str | None = None, weights: bool = True) -> tupl
         found = Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        near = near_path(path) if "/" in name else None
+        near = near_path(here(name)) if "/" in name else None
         hint = "check the name and revision, your connection, and for gated models that HF_TOKEN is set"
         raise ModelError(
             f"`{name}` is not a folder here and could not be fetched from the Hub: {said}",

@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from luthier.errors import ModelError
+from luthier.errors import ModelError, here, means_a_path, near_path
 
 CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
 """The JSON files whose keys decide what a loader does; scanned key by key."""
 
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FORBIDDEN_KEY = re.compile(r"^(trust_remote_code|use_kernels?|kernels?|kernel_config|hub_kernels?|custom_generate)$")
 _IMPLEMENTATION = re.compile(r"_implementation(_internal)?$")
 _HARMLESS = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
@@ -36,6 +37,21 @@ _BITS = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
     **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
 }
+
+
+def named_folder(name: str, revision: str | None = None) -> Path | None:
+    """The folder that `name` means; None where it can only be an id of the Hub. Raises ModelError for neither."""
+    path = here(name)
+    if path.is_dir():
+        if revision is not None:
+            raise ModelError(f"`{name}` is a folder and has no revisions", hint="leave out `model.revision`")
+        return path
+    if path.is_file():
+        raise ModelError(f"`{name}` is a file, not a model folder", hint="name the folder that holds config.json")
+    if means_a_path(name) or not _HUB_ID.fullmatch(name) or ".." in name:
+        hint = near_path(path) or "give a folder, or a Hub id such as `org/name`"
+        raise ModelError(f"there is no model folder `{name}`", hint=hint)
+    return None
 
 
 def forbid_remote_code() -> None:

@@ -106,6 +106,11 @@ class Entry:
     reason: str = ""
     curve: tuple[tuple[float, float], ...] = ()
 
+    @property
+    def called(self) -> str:
+        """As its folder ends, and as `SEARCH.007` names it."""
+        return f"{self.number:03d}"
+
 
 @dataclass(frozen=True, slots=True)
 class Guess:
@@ -276,7 +281,7 @@ def _line(entry: Entry, board: Board, paths: tuple[str, ...]) -> list[str]:
     others = [aim.say(got) for aim, got in zip(board.aims[1:], (entry.objective or ())[1:], strict=False)]
     others += [""] * (len(board.aims) - 1 - len(others))
     return [
-        f"{entry.number:03}",
+        entry.called,
         "best" if entry.number == board.best else entry.state,
         standing(entry, board.aims[0]),
         *others,

@@ -232,8 +232,8 @@ def _headline(winner: Entry | None, entries: Sequence[Entry], search: Search) ->
     if winner is None or winner.objective is None:
         ends = "No trial came to its end" if over else "No trial has come to its end yet"
         return f"{ends}: nothing can be said of {lead.title}"
-    said = f"Trial {winner.number:03d} is best{'' if over else ' so far'}: {lead.title} {standing(winner, lead)}"
-    alike = [str(entry.number) for entry in entries if entry.alike]
+    said = f"Trial {winner.called} is best{'' if over else ' so far'}: {lead.title} {standing(winner, lead)}"
+    alike = [entry.called for entry in entries if entry.alike]
     if len(alike) == 1:
         return f"{said}; trial {alike[0]} cannot be told from it on these rows"
     return f"{said}; {len(alike)} others cannot be told from it on these rows" if alike else said
@@ -244,11 +244,11 @@ def _against(winner: Entry, own: Entry | None, lead: Aim, known: Table | None) -
     if own is None:
         return "No trial had the values as they are described, so what the search gained over them is not known"
     if own.number == winner.number:
-        return f"The described values are the best that were tried (trial {own.number})"
+        return f"The described values are the best that were tried (trial {own.called})"
     if own.objective is None or winner.objective is None:
-        return f"The described values (trial {own.number}) did not come to their end: {own.reason or own.state}"
+        return f"The described values (trial {own.called}) did not come to their end: {own.reason or own.state}"
     gap = winner.objective[0] - own.objective[0]
-    said = f"The described values (trial {own.number}) have {lead.say(own.objective[0])}: the winner is "
+    said = f"The described values (trial {own.called}) have {lead.say(own.objective[0])}: the winner is "
     said += f"{lead.gap(gap)} {'higher' if gap > 0 else 'lower'}"
     if known is None or own.number not in known.numbers or winner.number not in known.numbers:
         return said

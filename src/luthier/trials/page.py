@@ -75,7 +75,8 @@ class Line:
     """A trial in the table, every figure in words. `at`, `low`, `high`: in per cent of the axis of the first aim."""
 
     place: str
-    number: int
+    called: str
+    described: bool
     tone: str
     state: str
     score: str
@@ -100,7 +101,8 @@ def _line(entry: Entry, place: int, board: Board) -> Line:
     others = [aim.say(each) for aim, each in zip(board.aims[1:], (entry.objective or ())[1:], strict=False)]
     return Line(
         place=str(place) if done and place else "",
-        number=entry.number,
+        called=entry.called,
+        described=entry.number == board.described,
         tone="best" if entry.number == board.best else entry.state,
         state="best" if entry.number == board.best else "" if entry.state == "done" else entry.state,
         score=standing(entry, lead),

@@ -37,7 +37,7 @@ def words(entry: Entry, board: Board) -> str:
     """What a line or a dot says when asked."""
     called = names(tuple(axis.path for axis in board.axes))
     values = ", ".join(f"{called.get(path, path)} {value(each)}" for path, each in entry.values.items())
-    return f"trial {entry.number} ({entry.state}): {standing(entry, board.aims[0]) or 'no score'}; {values}"
+    return f"trial {entry.called} ({entry.state}): {standing(entry, board.aims[0]) or 'no score'}; {values}"
 
 
 def reach(values: Iterable[float], aim: Aim) -> tuple[float, float]:
@@ -358,9 +358,9 @@ def front(board: Board) -> Front | None:
     for entry, found in sorted(done, key=lambda item: not item[0].front):
         at = (min(max(x(found[1]), frame.left), frame.right), min(max(y(found[0]), frame.top), frame.bottom))
         free = all(abs(at[0] - a) > 26 or abs(at[1] - b) > _LINE for a, b in labelled)
-        label = str(entry.number) if entry.front and free else ""
+        label = entry.called if entry.front and free else ""
         labelled += [at] if label else []
-        said = f"trial {entry.number}: " + ", ".join(
+        said = f"trial {entry.called}: " + ", ".join(
             f"{aim.title} {aim.say(each)}" for aim, each in zip(board.aims, found, strict=False)
         )
         dots.append((*at, entry.front, label, said))
