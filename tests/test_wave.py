@@ -21,6 +21,7 @@ from luthier.evaluation.report import read_json
 from luthier.models import methods
 from luthier.sharing import Group
 from luthier.studio import Studio, failure
+from luthier.train import checkpoint
 from luthier.trials import rows as rows_of_trials
 from tests import rows
 from tests.waves import SPREAD, TRAINING, Trials
@@ -165,6 +166,28 @@ def test_a_weak_trial_is_ended_by_the_search_and_its_slot_is_refilled(tmp_path: 
     assert runs.load(weak).facts["scores"] == of(weak, runs.Evaluated)[0].scores
     third = [said for said in trials.said if said.get("heard") == others[1].name or said.get("ended") == weak.name]
     assert "ended" in third[0]  # it began in the place of the weak one
+
+
+def test_a_trial_that_over_fits_ends_as_done_and_what_it_keeps_is_what_is_tested(tmp_path: Path) -> None:
+    """Its best weights are saved, not its last; the worker that opens the test trains no further."""
+    trials = Trials(tmp_path, training=TRAINING | {"learning_rate": 3.0, "schedule": "constant", "evaluate_every": 1})
+    (one,) = trials.add({})
+
+    def worse(heard: dict[str, Any]) -> list[str] | None:
+        return None if of(one, runs.Evaluated)[-1].best else ["done", "it over-fits"]
+
+    assert trials.wave(verdict=worse) == 0
+    looks, trained = of(one, runs.Evaluated), len(of(one, runs.Stepped))
+    best = [look for look in looks if look.best][-1]
+    assert states([one]) == ["done"] and best.step < looks[-1].step == trained < of(one, runs.Started)[-1].steps
+    assert runs.load(one).facts["scores"] == best.scores
+    kept = checkpoint.at(one / "checkpoints", best.step).weights()
+    saved = learned(one)
+    assert sorted(tensor.norm().item() for tensor in saved.values()) == pytest.approx(
+        sorted(tensor.norm().item() for tensor in kept.values())
+    )
+    assert worker.work(one, lambda: False) == 0
+    assert len(of(one, runs.Stepped)) == trained and (one / "report.json").is_file()
 
 
 def test_a_person_s_wish_stops_one_trial_and_it_goes_on_where_it_stood(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from luthier import spec
+from luthier import runs, spec
 from luthier.data.examples import Encoded
 from luthier.models.lora import LoraLinear
 from luthier.models.methods import Method, attach
@@ -114,6 +114,31 @@ def test_the_best_weights_are_there_when_the_end_is_told_and_nothing_of_them_aft
             assert tuned.slots[0].method is PROMPT and tuned.slots[0].trainable_parameters == 3 * 32
             adapters = [m.adapters for m in tuned.base.model.modules() if isinstance(m, LoraLinear)]
             assert adapters and all(set(each) == {1} for each in adapters)
+
+
+def test_a_job_that_is_ended_as_done_keeps_its_best_weights_and_is_never_gone_on_with(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    wild = _job(tmp_path, "wild", learning_rate=3.0, schedule="constant", max_steps=20, evaluate_every=1)
+
+    def ends(run: str) -> tuple[runs.State, str] | None:
+        return ("done", "it over-fits") if looks and not looks[-1].best else None
+
+    looks: list[Evaluated] = []
+    for again in (False, True):
+        tuned = attach(load(tiny, "tiny_llama"), [LORA], [0])
+        events = []
+        for event in train(tuned, [wild], Wishes(ends=ends)):
+            events.append(event)
+            looks += [event] if isinstance(event, Evaluated) else []
+        end, found = events[-1], checkpoint.newest(wild.checkpoints)[0]
+        worse = looks[-1].step
+        assert isinstance(end, Finished) and (end.state, end.step) == ("done", worse) and worse == found.progress.step
+        best = found.progress.best_step
+        assert best < worse < 20 and end.reason.startswith(f"it over-fits; kept the weights of update {best}")
+        kept = checkpoint.at(wild.checkpoints, best).weights()
+        assert all(torch.equal(kept[name], tensor) for name, tensor in tuned.slots[0].tensors().items())
+        assert len(_of(events, Stepped, "wild")) == (0 if again else worse)
 
 
 def test_free_slots_are_asked_for_again_and_none_leaves_them_free(tiny: Tiny, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ class Progress:
     skipped: int = 0  # updates that were not finite
     skipped_in_a_row: int = 0
     looked_back: bool = True  # whether evaluation and saving after the last update are done
+    ended: str = ""  # why nothing more is to be learned, where that was said before the last update
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,8 @@ def begin(lane: Lane, ranks: Ranks) -> Iterator[Event]:
         checkpoint.restore(lane.slot.tensors(), found.weights(), found.path)
         checkpoint.restore(lane.optimizer.state(), found.optimizer(), found.path)
         lane.progress = found.progress
-    lane.live = not lane.progress.looked_back or (lane.progress.step < lane.steps and not lane.out_of_patience)
+    over = lane.progress.step >= lane.steps or lane.out_of_patience or bool(lane.progress.ended)
+    lane.live = not (lane.progress.looked_back and over)
     if job.training.patience is not None and not job.validation:
         yield Noted(job.run, 0, time.time(), "patience", "`training.patience` has no effect without validation rows")
     yield Started(job.run, lane.progress.step, time.time(), lane.steps, len(job.train), lane.slot.trainable_parameters)
@@ -187,10 +188,18 @@ def save(lane: Lane, ranks: Ranks) -> Saved:
 
 
 def halt(lane: Lane, state: State, reason: str, ranks: Ranks) -> Iterator[Event]:
-    """End before all is done: what is half done is forgotten, the rest is saved, and a later job may go on with it."""
+    """End before all is done: what is half done is forgotten, the rest is saved, and a later job may go on with it.
+
+    "done": nothing more is to be learned, then or later, and the best weights count as those of any job.
+    """
     lane.live = False
     lane.optimizer.zero()
+    if state == "done":
+        lane.progress = replace(lane.progress, ended=reason)
     yield save(lane, ranks)
+    if state == "done":
+        yield from finish(lane)
+        return
     yield Finished(lane.job.run, lane.progress.step, time.time(), state, reason)
 
 
@@ -198,7 +207,7 @@ def finish(lane: Lane) -> Iterator[Event]:
     """Put the best weights back and say how it ended."""
     lane.live = False
     progress = lane.progress
-    reason = f"{progress.step} updates"
+    reason = progress.ended or f"{progress.step} updates"
     if progress.best_step is not None and progress.best_step != progress.step:
         best = checkpoint.at(lane.job.checkpoints, progress.best_step)
         checkpoint.restore(lane.slot.tensors(), best.weights(), best.path)
