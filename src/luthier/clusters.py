@@ -32,7 +32,7 @@ from luthier import engines, settings
 from luthier.errors import MissingExtra, SpecError, TrainingError
 
 OLDEST = (2, 59)  # the first that asks for a token where nobody says otherwise
-REACH_SECONDS, KNOCK_SECONDS, LOOK_SECONDS, END_SECONDS, GONE_SECONDS = 5, 60, 60, 5, 5
+REACH_SECONDS, KNOCK_SECONDS, LOOK_SECONDS, END_SECONDS, GONE_SECONDS = 5, 60, 60, 5, 30
 _BROKEN = 1  # the code of a process that could not be begun, or that Ray has ended
 _ADDRESS, _MODE, _TOKEN, _TOKEN_PATH = "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _READING = "reading"
@@ -186,7 +186,7 @@ class Helper:
                 yield f"{where} the cluster is gone, or Ray has ended the process there: {_last_line(problem)}"
 
     def _node_is_gone(self) -> bool:
-        """Whether the node that held it does not live any more; Ray may know that a moment after its actors' end."""
+        """Whether the node that held it does not live any more; Ray calls it dead some 15 seconds after what ran on it."""
         until = time.monotonic() + GONE_SECONDS
         while self.node and self._code is None and self._ray.is_initialized() and time.monotonic() < until:
             if not any(node["Alive"] and node["NodeID"] == self.node for node in self._ray.nodes()):

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 SAVING_SECONDS = 25  # that waves have to save what they train; a search that is stopped has 30 in all
 LOOK_SECONDS = 0.5  # between two looks at wishes
 ALIKE = 3  # first trials that fail for one reason: the others would, too
-LEARNS = ("tpe", "cmaes")  # samplers that choose by what trials told
-TURNS = 4  # in which such a sampler hands out its trials, where nobody says how many are trained at once
 
 
 @contextlib.contextmanager
@@ -169,14 +167,10 @@ class Hands:
         return max(1, min(room, self.roster.wishes.at_once or room))
 
     def _slots(self, placed: dict[str, Any]) -> int:
-        """The slots of one process: what pays, so that all together stay within `at_once`. Where nobody says that,
-        every process gets its part of the trials, and a sampler that learns is told of some before it names others."""
+        """The slots of one process: what pays, and no more than its part of what may be trained at once."""
         wishes, processes = self.roster.wishes, self._processes(placed)
-        if wishes.at_once:
-            share = wishes.at_once // processes
-        else:
-            share = math.ceil(wishes.trials / (TURNS if wishes.sampler in LEARNS else 1) / processes)
-        return max(1, min(int(placed["slots"]), share))
+        share = study.at_once(wishes) / processes
+        return max(1, min(int(placed["slots"]), math.floor(share) if wishes.at_once else math.ceil(share)))
 
     def _listen(self, wave: _Wave) -> None:
         try:
