@@ -186,7 +186,7 @@ class Helper:
                 yield f"{where} the cluster is gone, or Ray has ended the process there: {_last_line(problem)}"
 
     def _node_is_gone(self) -> bool:
-        """Whether the node that held it is dead; Ray says so some 15 seconds after what ran on it."""
+        """Whether the node that held it is dead; Ray says so some 15 seconds after the end of what ran on it."""
         until = time.monotonic() + GONE_SECONDS
         while self.node and self._code is None and self._ray.is_initialized() and time.monotonic() < until:
             if not any(node["Alive"] and node["NodeID"] == self.node for node in self._ray.nodes()):
