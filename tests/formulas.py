@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier import logbook, ownership, runs
+from luthier import engines, logbook, ownership, runs
 from luthier.errors import LuthierError
 from luthier.runs import Evaluated, Finished, Run, Started, Stepped
 
@@ -32,6 +32,14 @@ def by_rate(values: dict[str, Any]) -> float:
 
 class Died(Exception):
     """As by signal 9: nothing is written any more."""
+
+    code = -9
+
+
+class Lost(Died):
+    """With the machine it was on, one of several."""
+
+    code = engines.LOST
 
 
 class Waves:
@@ -79,8 +87,8 @@ class Wave:
             yield "loading"
             yield from self._ride()
             self.returncode = 0
-        except Died:
-            self.returncode = -9
+        except Died as death:
+            self.returncode = death.code
         except Exception as problem:
             yield f"{problem}"
             self.returncode = 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier import clusters, settings
+from luthier import clusters, engines, settings
 from luthier.errors import MissingExtra, SpecError, TrainingError
 from tests import raycluster
 from tests.raycluster import TOKEN, Nodes, needs_ray
@@ -202,7 +202,7 @@ def test_processes_on_nodes_and_the_death_of_one(nodes: Nodes, tmp_path: Path, m
         listener.start()
         nodes.kill(far.node)
         listener.join(60)
-        assert not listener.is_alive() and far.returncode == clusters.LOST
+        assert not listener.is_alive() and far.returncode == engines.LOST
         [told] = rest
         assert told.startswith(f"node {far.node[:12]} of the cluster is gone")
         far.say("nobody hears this")

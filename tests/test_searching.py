@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import luthier
-from luthier import engines, handing, hardware, roster, runs, searching, spec, worker
+from luthier import engines, handing, hardware, logbook, roster, runs, searching, spec, worker
 from luthier.errors import DataError, LuthierError, NotFound, SpecError, TrainingError
 from luthier.runs import Noted, Run
 from luthier.studio import Studio, report, winner
 from luthier.trials import board, record, space
 from tests import rows
 from tests.conftest import Starting
-from tests.formulas import Died, Wave, Waves
+from tests.formulas import Died, Lost, Wave, Waves
 
 RATES = {"training.learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}
 GRID = {"space": RATES, "sampler": "grid", "pruner": "none", "trials": 4}
@@ -165,6 +166,43 @@ def test_as_many_processes_and_slots_as_were_measured_to_pay_and_never_more_than
         assert states(search) == ["done"] * 4 and most[0] <= at_once and waves.most <= at_once
 
 
+@pytest.mark.parametrize(
+    ("sampler", "trials", "processes", "slots"),
+    [("grid", 4, 2, 2), ("grid", 4, 3, 2), ("random", 8, 1, 8), ("tpe", 8, 1, 2), ("tpe", 8, 2, 1), ("cmaes", 9, 1, 3)],
+)
+def test_where_nobody_says_how_many_at_once_each_process_has_its_part_and_a_sampler_that_learns_is_told(
+    studio: Studio, experiment: Experiments, waves: Waves, sampler: str, trials: int, processes: int, slots: int
+) -> None:
+    waves.placed |= {"processes": processes, "slots": 16}
+    ranges = {"training.learning_rate": {"log": [1e-5, 1e-1]}, "method.dropout": {"uniform": [0, 0.2]}}
+    space = RATES if sampler == "grid" else ranges
+    search = studio.search(experiment({"space": space, "sampler": sampler, "trials": trials}))
+    assert search.state == "done" and len(states(search)) == trials
+    told = [[json.loads(line).get("slots") for line in wave.heard[:2]] for wave in waves.all]
+    assert told[0] == [None, slots]  # it has measured
+    assert {slots_told[0] for slots_told in told[1:]} <= {slots} and (processes == 1 or len(told) > 1)
+
+
+def test_a_base_in_a_folder_is_the_same_wherever_the_search_goes_on(
+    studio: Studio, experiment: Experiments, waves: Waves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waves.loss = lambda values: 1.0
+    one, two = (shutil.copytree(experiment().model.name, tmp_path / name) for name in ("one", "two"))
+    ranks = {"choices": [2, 4], "when": {"model.name": ["two"]}}
+    wishes = {"space": {"model.name": ["two", "one"], "method.rank": ranks}, "sampler": "tpe", "trials": 3}
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "start", lambda run, waiting=None: run)
+        search = studio.search(experiment(wishes, model="one"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    search = studio.resume(search)
+    assert search.error is None and states(search) == ["done"] * 3
+    first, *others = (run.facts["values"] for run in trials(search))
+    assert first == {"model.name": str(one)}  # as described
+    assert all(values["model.name"] == str(two) and values["method.rank"] in (2, 4) for values in others)
+
+
 def test_trials_that_show_the_rows_in_other_words_train_in_another_process(
     studio: Studio, experiment: Experiments, waves: Waves
 ) -> None:
@@ -242,6 +280,51 @@ def test_a_search_whose_first_trials_all_fail_alike_does_not_try_the_others(
     assert search.error["hint"] == "less"
 
 
+def test_what_failed_before_does_not_end_a_search_that_goes_on(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    def refuse(run: Run, step: int) -> None:
+        raise TrainingError("the disk refuses")
+
+    waves.before = refuse
+    assert studio.search(experiment()).state == "failed"
+    waves.before = lambda run, step: None  # somebody has made room
+    search = studio.search(experiment())
+    assert search.state == "done" and states(search) == ["failed"] * 3 + ["done"]
+
+
+def test_a_search_of_which_nothing_came_takes_trials_of_a_person(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    def refuse(run: Run, step: int) -> None:
+        raise TrainingError("the disk refuses")
+
+    waves.before = refuse
+    search = studio.search(experiment({"trials": 2}))
+    failed = trials(search)[0]
+    assert search.state == "failed" and failed.state == "failed"
+    assert studio.clone(failed, {}) == failed.facts["values"]
+    assert studio.add(search, {"training.learning_rate": 0.5}) == {"training.learning_rate": 0.5}
+    waves.before = lambda run, step: None
+    search = studio.resume(search)
+    assert search.state == "done" and states(search) == ["failed"] * 2 + ["done"] * 2
+    assert studio.find(search.facts["best"]).facts["by"] == "person"
+
+
+def test_what_nobody_foresaw_is_told_with_the_log_that_has_it(studio: Studio, experiment: Experiments) -> None:
+    search = studio.search(experiment())
+    trial = trials(search)[0]
+    wheres = []
+    for run in (trial, search):
+        told = logbook.ended(run, RuntimeError("odd"))[1]
+        assert told is not None
+        wheres.append(told["where"])
+    assert wheres == [str(search.path / runs.LOG)] * 2
+    (trial.path / runs.LOG).touch()  # the winner has a worker of its own
+    told = logbook.ended(trial, RuntimeError("odd"))[1]
+    assert told is not None and told["where"] == str(trial.path / runs.LOG)
+
+
 # --- durable
 def test_a_trial_whose_process_dies_is_tried_once_more_from_where_it_was(
     studio: Studio, experiment: Experiments, waves: Waves
@@ -259,6 +342,42 @@ def test_a_trial_whose_process_dies_is_tried_once_more_from_where_it_was(
     assert [run.facts["retries"] for run in trials(search)] == [1] * 4
     assert [told for told in waves.told if told[:2] == ("began", 0)] == [("began", 0, 0), ("began", 0, 2)]
     assert len(noted(search, "retry")) == 4
+
+
+def test_a_trial_whose_node_is_lost_is_tried_again_however_often(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    lost = list[int]()
+
+    def lose(run: Run, step: int) -> None:
+        if run.facts["number"] == 1 and len(lost) < 3:
+            lost.append(step)
+            raise Lost
+
+    waves.before = lose
+    search = studio.search(experiment())
+    assert search.state == "done" and states(search) == ["done"] * 4 and len(lost) == len(noted(search, "retry")) == 3
+    assert not any("retries" in run.facts for run in trials(search))
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_cannot_be_heard_is_not_waited_for(
+    studio: Studio, experiment: Experiments, waves: Waves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Wave.lines
+
+    def lines(wave: Wave) -> Iterator[str]:
+        told = whole(wave)
+        yield next(told)
+        if wave is waves.all[0]:
+            raise OSError("cut off")
+        yield from told
+
+    monkeypatch.setattr(Wave, "lines", lines)
+    search = studio.search(experiment())
+    assert states(search) == ["done"] * 4 and waves.all[0].killed
+    [retried] = noted(search, "retry")
+    assert "trial 000" in retried and "OSError: cut off" in retried
 
 
 def test_a_trial_whose_process_dies_twice_has_failed_and_those_beside_it_have_not(
@@ -379,6 +498,17 @@ def test_the_winner_is_trained_with_further_seeds_on_the_same_rows(
     assert [run.facts["values"] for run in seeded] == [best.facts["values"] | {"seed": seed} for seed in (1, 2)]
     assert {run.facts["dataset"] for run in trials(search)} == {search.facts["dataset"]}
     assert {run.facts["drawn_by"] for run in seeded} == {0} and tested == [best.id]
+
+
+def test_further_seeds_are_counted_from_the_winners_own_and_a_clone_keeps_it(
+    studio: Studio, experiment: Experiments, waves: Waves
+) -> None:
+    waves.loss = lambda values: 2.0 - values["seed"]
+    search = studio.search(experiment({"space": {"seed": [0, 1]}, "trials": 2, "seeds": 3}))
+    assert studio.find(search.facts["best"]).facts["values"] == {"seed": 1}
+    assert [run.facts["values"]["seed"] for run in trials(search) if run.facts["by"] == "seed"] == [2, 3]
+    runs.update(search.path, {"state": "stopped", "facts": {"best": None}})
+    assert studio.clone(studio.find(f"{search.id}.001"), {"method.rank": 2})["seed"] in (0, 1)
 
 
 # --- processes

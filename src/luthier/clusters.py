@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -31,8 +32,8 @@ from luthier import engines, settings
 from luthier.errors import MissingExtra, SpecError, TrainingError
 
 OLDEST = (2, 59)  # the first that asks for a token where nobody says otherwise
-LOST = 1  # the code of a process whose node, or whose actor, is gone
-REACH_SECONDS, KNOCK_SECONDS, LOOK_SECONDS, END_SECONDS = 5, 60, 60, 5
+REACH_SECONDS, KNOCK_SECONDS, LOOK_SECONDS, END_SECONDS, GONE_SECONDS = 5, 60, 60, 5, 30
+_BROKEN = 1  # the code of a process that could not be begun, or that Ray has ended
 _ADDRESS, _MODE, _TOKEN, _TOKEN_PATH = "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _READING = "reading"
 _VERSIONS = "is it up, and is this Ray of its version?"
@@ -175,13 +176,23 @@ class Helper:
                 yield from said
                 self._code = code
         except self._ray.exceptions.RayTaskError as problem:
-            self._code = LOST
+            self._code = _BROKEN
             yield _last_line(problem)
         except self._ray.exceptions.RayError as problem:
             if self._code is None:  # nobody has ended it
-                self._code = LOST
+                lost = self._node_is_gone()
+                self._code = self._code or (engines.LOST if lost else _BROKEN)
                 where = f"node {self.node[:12]} of" if self.node else "a node of"
                 yield f"{where} the cluster is gone, or Ray has ended the process there: {_last_line(problem)}"
+
+    def _node_is_gone(self) -> bool:
+        """Whether the node that held it is dead; Ray says so some 15 seconds after the end of what ran on it."""
+        until = time.monotonic() + GONE_SECONDS
+        while self.node and self._code is None and self._ray.is_initialized() and time.monotonic() < until:
+            if not any(node["Alive"] and node["NodeID"] == self.node for node in self._ray.nodes()):
+                return True
+            time.sleep(0.2)
+        return False
 
     def leave(self) -> None:
         """Nobody will say more: it saves what it has and ends."""

@@ -220,13 +220,17 @@ def named(experiment: spec.Experiment) -> spec.Experiment:
     """A name for its runs, where nobody gave one; a base in a folder by its whole path, so that a worker finds it."""
     model = experiment.model
     changes: dict[str, Any] = {}
-    if here(model.name).is_dir():
-        path = str(here(model.name).resolve())
+    if (path := whole_path(model.name)) != model.name:
         changes["model"] = type(model).model_construct(model.model_fields_set, **dict(model) | {"name": path})
     if experiment.name is None:
         stem = re.sub(r"[^\w.-]+", "-", Path(model.name).name).lstrip("-.")
         changes["name"] = f"{stem}-{experiment.method.type}"[:64]
     return spec.Experiment.model_construct(experiment.model_fields_set, **dict(experiment) | changes)
+
+
+def whole_path(name: str) -> str:
+    """A base in a folder by its whole path; any other name as it is."""
+    return str(here(name).resolve()) if here(name).is_dir() else name
 
 
 def reseeded(draft: Draft, further: int) -> Draft:

@@ -24,6 +24,7 @@ from typing import IO
 from luthier import hardware, ownership, redaction, runs, settings, spec
 from luthier.errors import TrainingError, as_it_was, in_words
 
+LOST = 256  # the code of a process whose machine is gone, of a cluster; none ends itself with it
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # a gated base is loaded by the worker itself
 _CLUSTER = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _JUDGE_TOKENS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")

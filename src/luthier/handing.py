@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import re
 import threading
@@ -75,10 +76,12 @@ class Hands:
     said: queue.SimpleQueue[tuple[_Wave, str | None]] = field(default_factory=queue.SimpleQueue)
     asks: bool = False  # whether the sampler is asked for more trials
     spares: list[Helper] = field(default_factory=list)  # processes that have begun to import, and wait
+    failed: set[str] = field(default_factory=set)  # trials that did so under an attempt before: it may be mended by now
 
     def train(self, asks: bool) -> None:
         """Hand out trials until nobody is at work and none is left."""
         self.asks = asks
+        self.failed |= {run.id for run in self.roster.runs() if run.state == "failed"}
         try:
             while True:
                 self._look_up()
@@ -118,7 +121,7 @@ class Hands:
         """As many processes as pay; the first of a base measures how many those are, alone."""
         while run := self._to_begin():
             placed = self._placement(_base(run))
-            slots = min(placed["slots"], self._share(placed)) if placed else None
+            slots = self._slots(placed) if placed else None
             helper, threads = self._helper(run.facts["model"]), self._threads(placed)
             tokens = {} if self.cluster else engines.tokens(run.facts["model"])
             told = {"search": str(self.roster.path), "slots": slots, "threads": threads, "environment": tokens}
@@ -163,15 +166,20 @@ class Hands:
         room = self.cluster.room() if self.cluster else placed["processes"]
         return max(1, min(room, self.roster.wishes.at_once or room))
 
-    def _share(self, placed: dict[str, Any]) -> int:
-        """The slots of one process, so that all together stay within `at_once`."""
-        most = self.roster.wishes.at_once
-        return max(1, most // self._processes(placed)) if most else int(placed["slots"])
+    def _slots(self, placed: dict[str, Any]) -> int:
+        """The slots of one process: what pays, and no more than its part of what may be trained at once."""
+        wishes, processes = self.roster.wishes, self._processes(placed)
+        share = study.at_once(wishes) / processes
+        return max(1, min(int(placed["slots"]), math.floor(share) if wishes.at_once else math.ceil(share)))
 
     def _listen(self, wave: _Wave) -> None:
-        for line in wave.helper.lines():
-            self.said.put((wave, line))
-        self.said.put((wave, None))
+        try:
+            for line in wave.helper.lines():
+                self.said.put((wave, line))
+        except Exception as problem:  # of whatever kind: a process that nobody hears must not be waited for
+            self.said.put((wave, f"it is not heard any more: {type(problem).__name__}: {problem}"))
+        finally:
+            self.said.put((wave, None))
 
     def _leave_waves(self) -> None:
         """Nobody answers any more: every wave saves what it trains and ends, or is ended."""
@@ -209,7 +217,9 @@ class Hands:
                 self.roster.unwant(run)
                 self._told_end(self.roster.run(run.id))
             elif run.state != "stopped" and not self._carried_by_another(run):  # stopped: by a signal, and saved
-                if self.roster.died(run, why):
+                if code == engines.LOST:  # no fault of the trial's, however often
+                    self.roster.note("retry", f"trial {_number(run)} goes on elsewhere: {why}")
+                elif self.roster.died(run, why):
                     self._told_end(self.roster.run(run.id))
                 else:
                     self.roster.note("retry", f"trial {_number(run)} is tried again: its process ended ({why})")
@@ -235,7 +245,7 @@ class Hands:
             self.roster.keep(placements=dict(self.roster.facts.get("placements", {})) | {wave.base: asked["placed"]})
             if self._processes(asked["placed"]) == 1:
                 self._leave_spares()
-            self._reply(wave, {"slots": min(asked["placed"]["slots"], self._share(asked["placed"]))})
+            self._reply(wave, {"slots": self._slots(asked["placed"])})
         elif line:
             wave.last = redaction.strike(line)
             print(wave.last, flush=True)  # into the search's log
@@ -273,7 +283,7 @@ class Hands:
     def _ahead(self) -> int:
         """How many trials may wait: as many as are trained at once."""
         placed = self._placement(self.waves[0].base) if self.waves else None
-        return self._processes(placed) * min(placed["slots"], self._share(placed)) if placed else 1
+        return self._processes(placed) * self._slots(placed) if placed else 1
 
     def _verdict(self, trial: str) -> list[str] | None:
         """Whether the trial ends now, by what it has told."""
@@ -294,7 +304,8 @@ class Hands:
 
     def _stop_where_all_fail(self) -> None:
         """What the first trials fail for, each of them, the others would fail for as well."""
-        first = [run for run in self.roster.runs() if run.facts["by"] == "sampler"][:ALIKE]
+        drawn = [run for run in self.roster.runs() if run.facts["by"] == "sampler"]
+        first = [run for run in drawn if run.id not in self.failed][:ALIKE]
         reasons = {re.sub(r"[\d.,]+", "#", run.error["message"] or "") for run in first if run.error}
         many = len(first) == min(ALIKE, self.roster.wishes.trials)
         if many and all(run.state == "failed" for run in first) and len(reasons) == 1:

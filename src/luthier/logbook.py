@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import disk, hardware, ownership, redaction, runs
@@ -72,7 +73,7 @@ def finished(run: Run, state: runs.State, reason: str) -> Finished:
 def _unforeseen(run: Run, defect: Exception) -> Problem:
     """Not an error we word: either the machine is too small, or we have a defect."""
     words = redaction.strike(f"{type(defect).__name__}: {defect}".splitlines()[0])
-    log = str(run.path / runs.LOG)
+    log = str(_log(run))
     if isinstance(defect, MemoryError) or "OutOfMemory" in type(defect).__name__ or "can't allocate memory" in words:
         hint = "a smaller `training.max_seq_length` or `training.batch_size`, `gradient_checkpointing: true`, or qlora"
         return in_words(TrainingError(f"not enough memory: {words}", log, hint))
@@ -81,6 +82,12 @@ def _unforeseen(run: Run, defect: Exception) -> Problem:
         return in_words(TrainingError(f"the disk refuses: {words}", str(run.path), hint))
     hint = "this is a defect of luthier, not of your input: please report it with this file"
     return in_words(TrainingError(words, log, hint))
+
+
+def _log(run: Run) -> Path:
+    """What the process that carries the run writes; that of a trial, which a search carries, speaks in its search's."""
+    own, search = run.path / runs.LOG, run.facts.get("search")
+    return own if search is None or own.is_file() else run.path.parent / search / runs.LOG
 
 
 # --- what was said -------------------------------------------------------------------------------------------------

@@ -12,18 +12,19 @@ import json
 import secrets
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from luthier import disk, drafts, errors, logbook, ownership, presets, runs, spec
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.drafts import Base, Draft
-from luthier.errors import DataError, LuthierError, SpecError, TrainingError
+from luthier.errors import DataError, LuthierError, ModelError, SpecError, TrainingError
 from luthier.logbook import Problem
 from luthier.runs import Run, State
 from luthier.trials import record, space, study
 from luthier.trials.record import Trial
+from luthier.trials.space import Space
 
 KIND = "search"
 WISHES = "wishes"
@@ -79,7 +80,8 @@ def describe(experiment: spec.Experiment, home: Path) -> tuple[Draft, dict[str, 
     if not draft.dataset.counts["validation"]:
         hint = "`data.validation`: a file, or a share of the rows (0.1)"
         raise DataError("a search chooses on validation rows, and there are none", str(draft.dataset.path), hint)
-    whole = space.parse(wishes.space) if wishes.space else space.default(draft.chosen, draft.resolved, draft.base.facts)
+    whole = _placed(space.parse(wishes.space)) if wishes.space else None
+    whole = whole or space.default(draft.chosen, draft.resolved, draft.base.facts)
     written, trials = space.written(whole), space.budget(whole, wishes, draft.chosen.method.type)
     decided = dict(wishes) | {"space": written, "trials": trials}
     wishes = spec.Search.model_construct(wishes.model_fields_set, **decided)
@@ -92,6 +94,19 @@ def describe(experiment: spec.Experiment, home: Path) -> tuple[Draft, dict[str, 
         basis.draft(values)
     told = {name: base_told(base) for name, base in basis.bases.items()}
     return drafts.searching(draft, wishes), {"kind": KIND, "searched": written, "bases": told}
+
+
+def _placed(whole: Space) -> Space:
+    """The space with bases in folders by their whole paths: a search may go on from another folder."""
+    found = []
+    for each in whole.dimensions:
+        when = {path: _whole(path, among) for path, among in each.when.items()}
+        found.append(replace(each, choices=_whole(each.path, each.choices), when=when))
+    return Space(tuple(found))
+
+
+def _whole(path: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(map(drafts.whole_path, values)) if path == "model.name" else values
 
 
 class Roster:
@@ -189,7 +204,7 @@ class Roster:
             return None
         try:
             return self.make(values, "sampler")
-        except SpecError as refusal:  # values that do not go together: told as any trial that fails
+        except (SpecError, ModelError) as refusal:  # values that do not go together: told as any trial that fails
             run = self._create(self.basis.draft({}), values, "sampler", {})
             return self._end(run, "failed", errors.in_words(refusal))
 
@@ -262,7 +277,7 @@ def add(search: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     any more."""
     if search.facts.get("kind") != KIND:
         raise SpecError(f"{search.id} is no search", hint="`luthier search FILE` begins one")
-    if search.state in ("done", "failed") or search.facts.get("best"):
+    if search.state == "done" or search.facts.get("best"):
         hint = "`luthier search FILE --new` begins another; `luthier tune` trains one run"
         raise SpecError(f"search {search.id} has chosen its winner: a further trial would come too late", hint=hint)
     spec.Search(space={path: [value] for path, value in values.items()})  # checks each

@@ -88,7 +88,8 @@ def _no_winner(roster: Roster) -> LuthierError:
 
 def reseed(roster: Roster, best: str) -> None:
     """The winner's experiment with further seeds, as trials that nobody can win by: to tell merit from luck."""
-    values, first = roster.run(best).facts["values"], roster.basis.described.seed
+    values = roster.run(best).facts["values"]
+    first = values.get("seed", roster.basis.described.seed)  # its own is no further one
     made = {run.facts["values"]["seed"] for run in roster.runs() if run.facts["by"] == "seed"}
     for seed in range(first + 1, first + roster.wishes.seeds):
         if seed not in made:

@@ -171,11 +171,10 @@ class Studio:
         return roster.add(search, values)
 
     def clone(self, trial: Run, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Another trial with the values of this one, some of them changed; see `add`."""
+        """Another trial with the values of this one, some of them changed (none: it is tried again); see `add`."""
         from luthier import roster
 
-        own = {path: value for path, value in trial.facts.get("values", {}).items() if path != "seed"}
-        return roster.add(self.find(roster.search_of(trial)), own | dict(values))
+        return roster.add(self.find(roster.search_of(trial)), trial.facts.get("values", {}) | dict(values))
 
     def resume(self, run: Run) -> Run:
         """Continue an unfinished run, or find the worker it has; a run that is done is given back as it is.

@@ -140,10 +140,16 @@ def test_a_clone_has_the_trials_values_but_for_those_that_are_changed(
     trial = roster.Roster(search).make({"method.rank": 4, "training.learning_rate": 0.003}, "sampler")
     said = luthier("search", "clone", trial.id, "--set", "method.rank=8")
     assert said.code == 0 and "method.rank 8" in said.err and "training.learning_rate 0.003" in said.err
+    same = luthier("search", "clone", trial.id)
+    assert same.code == 2 and "no value is given" in same.err  # it would be a twin
+    runs.update(trial.path, {"state": "failed"})
+    again = luthier("search", "clone", trial.id)
+    assert again.code == 0 and "method.rank 4, training.learning_rate 0.003" in again.err
+    runs.update(trial.path, {"state": "queued"})
     stopped = luthier("search", "stop", trial.id)
     assert stopped.code == 0 and trial.id in stopped.err
-    assert len(roster.Roster(search).hear(())) == 2  # as the search's process does
-    assert sorted(run.state for run in trials(tmp_path / "home")) == ["queued", "stopped"]
+    assert len(roster.Roster(search).hear(())) == 3  # as the search's process does
+    assert sorted(run.state for run in trials(tmp_path / "home")) == ["queued", "queued", "stopped"]
 
 
 def test_a_search_on_its_way_is_shown_as_it_stands(

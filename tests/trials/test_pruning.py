@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -97,6 +98,39 @@ def test_the_median_is_of_at_least_four_that_have_ended():
     assert weak([*others, trial(9, [0.9])], 9, "median") is None
     under_way = [trial(i, [1.0] * 8) for i in range(6)]
     assert weak([*under_way, trial(9, [2.0])], 9, "median") is None
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+def test_with_a_metric_that_falls_again_somebody_always_comes_to_the_end(pruner):
+    """What is measured at the lowest loss may be worse than at the look before: all were ahead of all at some time."""
+    wished = spec.Search(objective="exact_match", pruner=pruner)
+    for seed in range(100):
+        draw = random.Random(seed)
+        metric = [[draw.random() for _ in range(9)] for _ in range(8)]
+        ended: dict[int, str] = {}
+        for look in range(1, 10):
+            for number in range(8):
+                seen = {n: look if n not in ended else int(ended[n].split()[1]) for n in range(8)}
+                now = [
+                    trial(n, [9.0 - i for i in range(k)], ended.get(n, "running").split()[0], metric=metric[n])
+                    for n, k in seen.items()
+                ]
+                if number not in ended and (end := pruning.weak(wished, (True,), now, number)):
+                    ended[number] = f"{end[0]} {look}"
+        assert len(ended) < 8, f"seed {seed}"
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+def test_nobody_is_pruned_for_the_sake_of_those_who_have_ended_for_nothing(pruner):
+    """`hyperband`: numbers of one bracket."""
+    wished = spec.Search(objective="exact_match", pruner=pruner)
+    gone = [trial(i, [3.0, 2.0], "pruned", metric=[0.8, 0.8]) for i in (0, 2, 4, 6)]
+    others = [trial(7, [3.0, 2.0], "failed", metric=[0.9, 0.9]), trial(8, [3.0, 2.0], "stopped", metric=[0.9, 0.9])]
+    dipped = trial(9, [2.9, 1.9], metric=[0.9, 0.5])
+    assert pruning.weak(wished, (True,), [*gone, *others, dipped], 9) is None
+    for state in ("running", "done"):
+        ahead = trial(11, [3.0, 2.0], state, metric=[0.6, 0.6])
+        assert pruning.weak(wished, (True,), [*gone, *others, ahead, dipped], 9)[0] == "pruned"
 
 
 # --- fairness --------------------------------------------------------------------------------------------------------

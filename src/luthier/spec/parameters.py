@@ -334,7 +334,8 @@ class Search(Part):
     """How many trials are made. Omitted: 16, for full tuning 8; with `sampler: grid` every combination; with a limit of
     time or tokens as many as it allows, 1,000 at most."""
     at_once: Count | None = None
-    """Trials trained together on one base. Omitted: as many as pay on the machine."""
+    """Trials trained together on one base. Omitted: as many as pay on the machine, and with `tpe` and `cmaes` at most a
+    quarter of `trials`, but one a process: these learn from those that were told before."""
     sampler: Literal["tpe", "random", "grid", "cmaes"] = "tpe"
     """How values are chosen: near those of good trials (TPE), at random, every combination, or by CMA-ES."""
     pruner: Literal["asha", "hyperband", "median", "none"] = "asha"

@@ -32,6 +32,7 @@ TOLERANCE = 0.01  # of the best loss: less is noise
 DIVERGED = 2.0  # times its first validation loss
 FAR_ABOVE = 3.0  # times the median of the others
 NEARLY = 1e-6
+OUT = ("pruned", "failed", "stopped")  # who ends so has not won
 
 Values = tuple[float, ...]
 Ending = tuple[State, str]
@@ -60,7 +61,7 @@ def weak(wishes: spec.Search, higher: Sequence[bool], trials: Sequence[Trial], n
         reason = _halved(trial, beside, names, higher, BRACKETS[bracket])
     else:
         reason = _halved(trial, others, names, higher, RUNGS)
-    return ("pruned", reason) if reason else None
+    return ("pruned", reason) if reason and _outdone(trial, others, names, higher) else None
 
 
 # --- what shows in the trial alone -----------------------------------------------------------------------------------
@@ -123,6 +124,15 @@ def _halved(
     best = min(ahead, key=lambda values: -values[0] if higher[0] else values[0])
     said = f"{names[0]} {own[0]:.4g}, the best {best[0]:.4g}"
     return f"weak: {len(ahead)} of {len(found)} others are better at {share:.0%} of the updates ({said})"
+
+
+def _outdone(trial: Trial, others: Sequence[Trial], names: Sequence[str], higher: Sequence[bool]) -> bool:
+    """Whether somebody who may still win is ahead, too. A metric may fall while the loss does: without this a trial
+    could end for the sake of those it had outlived, and none would be left."""
+    share = trial.told[-1][1] + NEARLY
+    own, left = record.objective_at(trial, share, names), [each for each in others if each.state not in OUT]
+    found = [record.objective_at(each, share, names) for each in left]
+    return own is not None and any(beats(values, own, higher) for values in found if values is not None)
 
 
 def _below_median(trial: Trial, others: Sequence[Trial], names: Sequence[str], higher: Sequence[bool]) -> str | None:

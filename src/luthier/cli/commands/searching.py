@@ -76,10 +76,12 @@ def add(search: Search, sets: Set = NOTHING) -> None:
 
 
 def clone(trial: Trial, sets: Set = NOTHING) -> None:
-    """Another trial with the values of this one, those of --set changed."""
+    """Another trial with the values of this one, those of --set changed; without any, one that failed or was stopped is
+    tried again."""
     here = common.studio()
     found = _trial(here.find(trial))
-    made = here.clone(found, _values(found, sets))
+    again = not sets and found.state in ("failed", "stopped")
+    made = here.clone(found, {} if again else _values(found, sets))
     _tell_wish(here.find(found.facts["search"]), made)
 
 
