@@ -158,7 +158,7 @@ def test_a_fresh_worker_takes_the_run_if_the_early_one_has_died(
 def test_no_worker_begins_early_where_torchrun_starts_one_a_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "graphics_cards", lambda _: 2)
+    monkeypatch.setattr(hardware, "graphics_cards", lambda _: ("0", "1"))
     with engines.early(tmp_path) as waiting:
         assert waiting is None
 

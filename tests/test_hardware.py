@@ -81,7 +81,7 @@ def test_work_is_counted_on_the_cores_of_this_process_alone(tmp_path: Path, monk
     assert hardware.busy_seconds(tmp_path) * os.sysconf("SC_CLK_TCK") == 127
     assert hardware.busy_seconds(tmp_path / "absent") == 0
     monkeypatch.setattr(hardware.metadata, "version", lambda name: "2.13.0+cpu")
-    assert hardware.graphics_cards({}, tmp_path) == 0
+    assert hardware.graphics_cards({}, tmp_path) == ()
 
 
 def test_a_wish_for_threads_wins_and_otherwise_at_least_one_is_found(monkeypatch: pytest.MonkeyPatch):
@@ -109,8 +109,8 @@ def test_graphics_cards_are_those_this_process_may_use(tmp_path: Path, monkeypat
     monkeypatch.setattr(hardware.metadata, "version", lambda name: "2.13.0")
     for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    assert hardware.graphics_cards({}, tmp_path) == 3
-    assert hardware.graphics_cards({"CUDA_VISIBLE_DEVICES": "0,2"}, tmp_path) == 2
-    assert hardware.graphics_cards({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == 0
-    assert hardware.graphics_cards({"LUTHIER_DEVICE": "cpu"}, tmp_path) == 0
-    assert hardware.graphics_cards({"LUTHIER_DEVICE": "cuda"}, tmp_path / "absent") == 0
+    assert hardware.graphics_cards({}, tmp_path) == ("0", "1", "2")
+    assert hardware.graphics_cards({"CUDA_VISIBLE_DEVICES": "0, 2"}, tmp_path) == ("0", "2")
+    assert hardware.graphics_cards({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == ()
+    assert hardware.graphics_cards({"LUTHIER_DEVICE": "cpu"}, tmp_path) == ()
+    assert hardware.graphics_cards({"LUTHIER_DEVICE": "cuda"}, tmp_path / "absent") == ()

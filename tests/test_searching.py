@@ -537,6 +537,17 @@ def test_processes_that_wait_are_used_first_and_none_is_left(
     assert waves.made == 3  # nobody else was begun
 
 
+def test_processes_on_a_machine_of_several_graphics_cards_have_one_each(
+    studio: Studio, waves: Waves, experiment: Experiments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waves.placed["processes"] = 2
+    for cards, told in ((("0", "3"), {0, 1}), (("0",), {None})):
+        monkeypatch.setattr(hardware, "graphics_cards", lambda _, cards=cards: cards)
+        waves.all.clear()
+        assert states(studio.search(experiment(), new=True)) == ["done"] * 4
+        assert {json.loads(wave.heard[0])["card"] for wave in waves.all} == told
+
+
 def test_another_process_imports_while_the_first_one_measures(
     studio: Studio, waves: Waves, experiment: Experiments, starting: Starting, tmp_path: Path, monkeypatch: Any
 ) -> None:

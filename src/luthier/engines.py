@@ -44,7 +44,7 @@ def early(home: Path, module: str = WORKER) -> Iterator[Waiting | None]:
     Or the process of a search, whose first wave imports. None where torchrun starts a worker for each graphics card.
     """
     environment = settings.environment(home) | redaction.inherited() | {"LUTHIER_HOME": str(home)}
-    if module == WORKER and hardware.graphics_cards(environment) > 1:
+    if module == WORKER and len(hardware.graphics_cards(environment)) > 1:
         yield None
         return
     waiting = _spawn([sys.executable, "-m", module], environment, None)
@@ -163,7 +163,7 @@ def _fresh(run: runs.Run) -> Waiting:
     if run.facts.get("kind") == "search":
         command = [sys.executable, "-m", SEARCH, str(run.path)]
     else:
-        command = _command(run.path, hardware.graphics_cards(environment))
+        command = _command(run.path, len(hardware.graphics_cards(environment)))
     with (run.path / runs.LOG).open("ab") as log:
         return _spawn(command, environment, log)
 

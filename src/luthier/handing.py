@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import queue
 import re
 import threading
@@ -24,7 +25,7 @@ from luthier.engines import Helper
 from luthier.logbook import Stopped
 from luthier.roster import ENDED, Roster, in_words
 from luthier.runs import Run
-from luthier.trials import record, study
+from luthier.trials import record, space, study
 from luthier.worker import Stop
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class _Wave:
     base: str
     first: Run | None
     held: set[str]
+    card: int | None  # the graphics card it computes on, where this machine has several
     last: str = ""  # what it said last, beside its questions
 
 
@@ -124,11 +126,19 @@ class Hands:
             slots = self._slots(placed) if placed else None
             helper, threads = self._helper(run.facts["model"]), self._threads(placed)
             tokens = {} if self.cluster else engines.tokens(run.facts["model"])
-            told = {"search": str(self.roster.path), "slots": slots, "threads": threads, "environment": tokens}
-            helper.say(json.dumps(told))  # a spare one was begun before anybody knew the base
-            wave = _Wave(helper, _group(run), _base(run), run, {run.id})
+            told = {"search": str(self.roster.path), "slots": slots, "threads": threads}
+            wave = _Wave(helper, _group(run), _base(run), run, {run.id}, self._card())
+            helper.say(
+                json.dumps(told | {"environment": tokens, "card": wave.card})
+            )
             self.waves.append(wave)
             threading.Thread(target=self._listen, args=(wave,), daemon=True).start()
+
+    def _card(self) -> int | None:
+        """A graphics card that no other process here has; None where there are not several."""
+        cards = 0 if self.cluster else len(hardware.graphics_cards(os.environ))
+        taken = {wave.card for wave in self.waves}
+        return next((card for card in range(cards) if card not in taken), 0) if cards > 1 else None
 
     def _threads(self, placed: dict[str, Any] | None) -> int | None:
         """For one process; None: as many as its machine has to spare."""
@@ -169,7 +179,7 @@ class Hands:
     def _slots(self, placed: dict[str, Any]) -> int:
         """The slots of one process: what pays, and no more than its part of what may be trained at once."""
         wishes, processes = self.roster.wishes, self._processes(placed)
-        share = study.at_once(wishes) / processes
+        share = space.at_once(wishes) / processes
         return max(1, min(int(placed["slots"]), math.floor(share) if wishes.at_once else math.ceil(share)))
 
     def _listen(self, wave: _Wave) -> None:

@@ -34,6 +34,11 @@ class Machine:
     name: str
     dtype: str
 
+    @property
+    def processors(self) -> int:
+        """How many processes compute side by side without taking from each other: cores, or graphics cards."""
+        return self.cores if self.device == "cpu" else self.count
+
 
 def machine(device: str | None = None) -> Machine:
     """This machine. `device` (default: $LUTHIER_DEVICE, else the best there is) picks the kind. Imports torch.
@@ -58,16 +63,24 @@ def machine(device: str | None = None) -> Machine:
     return Machine("cpu", 1, memory(), cores(), _processor(), "float32")
 
 
-def graphics_cards(environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
-    """How many NVIDIA cards a process of that environment may use, found without importing torch.
+def graphics_cards(environment: Mapping[str, str], devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """The NVIDIA cards a process of that environment may use, as CUDA_VISIBLE_DEVICES names them, found without
+    importing torch.
 
     None where the CPU is wished, or torch was built for nothing else.
     """
     if environment.get("LUTHIER_DEVICE", "cuda") != "cuda" or metadata.version("torch").endswith("+cpu"):
-        return 0
+        return ()
     there = len(list(devices.glob("nvidia[0-9]*")))
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    return there if visible is None else min(there, len([card for card in visible.split(",") if card.strip()]))
+    visible = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(there))))
+    return tuple(card.strip() for card in visible.split(",") if card.strip())[:there]
+
+
+def take_card(index: int) -> None:
+    """Compute on that graphics card from now on."""
+    import torch
+
+    torch.cuda.set_device(index)
 
 
 def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:

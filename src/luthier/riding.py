@@ -27,7 +27,7 @@ from luthier.sharing import Group, Laid
 from luthier.spec import Training
 from luthier.train import placing
 from luthier.train.loop import Asked, Job, Wishes, Worth, train
-from luthier.trials import rows
+from luthier.trials import rows, space
 
 PATIENCE_SECONDS = 30.0  # a trial's last process may still be saving
 ENDED = ("done", "pruned")
@@ -82,7 +82,7 @@ class Wave:
     def __init__(self, search: Path, ask: Ask, stop: Callable[[], bool], neighbours: hardware.Neighbours) -> None:
         wishes = workbench.experiment_of(runs.load(search)).search
         assert wishes is not None
-        self._at_once, self._wanted = wishes.at_once or wishes.trials, sharing.measured(wishes.objective)
+        self._wishes, self._wanted = wishes, sharing.measured(wishes.objective)
         self._ask, self._stop, self._neighbours = ask, stop, neighbours
         self._slots: int | None = None
         self._threads = 1
@@ -207,7 +207,9 @@ class Wave:
         assert self._fit is not None
         if not tuned.full:
             tuned.hang(0, rider.experiment.method, rider.experiment.seed)
-        found = placing.measure(tuned, rider.job(), self._at_once, self._fit.budget)
+        places = min(hardware.machine(tuned.base.device.type).processors, self._wishes.trials)
+        at_once = self._wishes.at_once or max(space.at_once(self._wishes), places)
+        found = placing.measure(tuned, rider.job(), at_once, self._fit.budget)
         placed = {"processes": found.processes, "slots": found.slots_each, "threads": found.threads}
         told = self._ask({"placed": placed | {"figures": dict(found.figures)}}) or {}
         self._slots, self._threads = told.get("slots", found.slots_each), found.threads

@@ -2,7 +2,8 @@
 
 It asks the search for trials over its standard output, a line of JSON each question, and reads an answer line to each:
 
-    first line read         {"search": FOLDER, "slots": N or null, "threads": K or null, "environment": {NAME: VALUE}}
+    first line read         {"search": FOLDER, "slots": N or null, "threads": K or null,
+                             "environment": {NAME: VALUE}, "card": I or null}
     {"want": GROUP or null} → {"run": FOLDER} or {"run": null}: no more trials of this group, or none at all
     {"placed": {…}}         → {}       where `slots` was null: how many processes and slots measuring has found best
     {"heard": ID, "step": N, "share": S, "scores": {…}} → {"end": null} or {"end": [STATE, REASON]}
@@ -95,6 +96,8 @@ def main() -> int:
     if (told := pipe.read()) is None:
         return 0
     os.environ.update(told.get("environment", {}))
+    if told.get("card") is not None:
+        hardware.take_card(told["card"])
     neighbours = hardware.Neighbours()  # from now on: while we waited, those were at work that wait for us now
     try:
         wave = riding.Wave(Path(told["search"]), pipe.ask, lambda: asked.is_set() or pipe.gone, neighbours)

