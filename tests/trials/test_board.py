@@ -72,7 +72,9 @@ def test_of_equals_the_best_is_the_one_that_the_search_chooses() -> None:
 
 
 def test_what_was_chosen_stays_the_best_and_who_came_later_is_named() -> None:
-    told = [made.trial(k, {"method.rank": rank}, loss) for k, (rank, loss) in enumerate([(4, 1.5), (8, 1.2), (16, 1.1)])]
+    told = [
+        made.trial(k, {"method.rank": rank}, loss) for k, (rank, loss) in enumerate([(4, 1.5), (8, 1.2), (16, 1.1)])
+    ]
     found = conclude(made.search(chosen=1), told, {}, {})
     assert found.best == 1 and [entry.number for entry in found.entries] == [1, 2, 0] and found.optimism.count == 2
     later = "better, but at its end only after the choice: trial 002"
@@ -101,9 +103,7 @@ def test_trials_that_were_pruned_were_compared_too_and_nobody_is_said_to_be_far_
         assert said.how == "bound" and said.count == len(few) and said.expected is None
         assert f"The best of {len(few)} trials" in said.sentence and "14 of them ended at looks" in said.sentence
         assert winner.low is not None and winner.high is not None and said.amount is not None
-        assert said.amount == pytest.approx(
-            optimism.at_most(len(few), (winner.high - winner.low) / 2 / 1.96), rel=1e-3
-        )
+        assert said.amount == pytest.approx(optimism.at_most(len(few), (winner.high - winner.low) / 2 / 1.96), rel=1e-3)
     unknown = conclude(made.search(), told, {}, {}).optimism
     assert unknown.how == "unknown" and "14 of them" in unknown.sentence and "is not known" in unknown.sentence
     alone = conclude(made.search(), [told[0], made.trial(1, {}, None, "failed")], {}, {}).optimism
@@ -164,6 +164,12 @@ def test_two_aims_have_a_front() -> None:
     found = conclude(made.search(aims=(aim("loss", False), aim("size", False))), told, {}, {})
     assert {e.number for e in found.entries if e.front} == {0, 1, 3} and found.best == 3
     assert found.entries[0].objective == (1.1, 32 * 5120)
+    assert [line[:2] for line in boards.table(found)[1]] == [
+        ["003", "best"],
+        ["001", "front"],
+        ["002", "done"],
+        ["000", "front"],
+    ]
 
 
 def test_the_winner_on_the_test_rows() -> None:
