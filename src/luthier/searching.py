@@ -46,8 +46,8 @@ def main() -> int:
 
 
 def carry(run: Run, stop: Stop, spares: Sequence[Helper] = ()) -> Finished:
-    """All of a search's work, and its page at every end; `spares`: processes for it that wait. Raises LuthierError where
-    it cannot go on, Stopped where it was asked to end."""
+    """All of a search's work, and its page at every end; `spares`: processes for it that wait. Raises LuthierError
+    where it cannot go on, Stopped where it was asked to end."""
     try:
         ended = _to_the_test(run, stop, spares)
     except Exception as end:

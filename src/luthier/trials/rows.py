@@ -84,7 +84,8 @@ class Table:
 
 
 def table(known: Mapping[int, Rows], name: str) -> Table | None:
-    """The rows of which `name` was asked, and that all trials with it share and size alike; None without one trial or two rows.
+    """The rows of which `name` was asked, and that all trials with it share and size alike; None without one trial or
+    two rows.
 
     Trials whose rendering of the data differs may count other tokens: rows are shared where their sizes agree.
     """
