@@ -222,6 +222,31 @@ def test_one_trial_at_a_time_gives_the_same_trials_and_winner_again(studio: Stud
         assert told[0] == told[1] and first.facts["best"][-3:] == second.facts["best"][-3:]
 
 
+def test_the_winner_stays_the_best_while_it_answers_the_test(
+    studio: Studio, experiment: Experiments, starting: Starting
+) -> None:
+    """Its folder says `running`, or `stopped`; it is done all the same, and no other trial takes its place."""
+    seen: list[board.Board] = []
+
+    def start(run: Run) -> Run:
+        if run.facts.get("kind") == "search":
+            worker.work(run.path, lambda: False, searching.carry)
+        else:
+            search = studio.find(run.facts["search"])
+            with runs.owned(run.path):
+                assert runs.load(run.path).state == "running"
+                seen.append(searching.board_of(search))
+            (run.path / "report.json").write_text("{}")
+        return runs.update(run.path, {"state": "done"})
+
+    starting(start)
+    search = studio.search(experiment({"trials": 3}))
+    [found] = seen
+    assert found.winner is not None and found.winner.run_id == search.facts["best"] and found.winner.state == "done"
+    runs.update(studio.find(search.facts["best"]).path, {"state": "stopped"})
+    assert searching.board_of(search).best == found.best
+
+
 # --- budget
 def test_weak_trials_end_early_and_count(studio: Studio, experiment: Experiments) -> None:
     space = {"training.learning_rate": {"log": [1e-5, 1e-1]}}
@@ -276,6 +301,9 @@ def test_a_search_whose_first_trials_all_fail_alike_does_not_try_the_others(
     waves.before = refuse
     search = studio.search(experiment({"trials": 4}))
     assert search.state == "failed" and states(search) == ["failed"] * 3
+    found = board.read_json(search.path / board.FILE)
+    assert found.state == "failed" and [each.numbers for each in found.failures] == [(0, 1, 2)]
+    assert "not enough memory" in (search.path / board.PAGE).read_text()
     assert search.error is not None and search.error["message"] == "not enough memory: 0.5 GiB"
     assert search.error["hint"] == "less"
 
@@ -416,6 +444,8 @@ def test_stopped_at_any_moment_it_goes_on_and_nothing_runs_twice(
             here.setattr(searching, "judge", lambda roster, best, stop: None)
             worker.work(search.path, asked.is_set, searching.carry)
         assert "running" not in states(search)
+        if runs.load(search.path).state == "stopped":
+            assert board.read_json(search.path / board.FILE).state == "stopped" and (search.path / board.PAGE).is_file()
         again += 1
     assert again > 4 and states(search) == ["done"] * 2
     done = [told for told in waves.told if told[0] == "done"]

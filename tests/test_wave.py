@@ -246,6 +246,14 @@ def test_generated_metrics_are_measured_for_all_slots_and_kept_with_the_weights(
         assert run.state == "done" and run.facts["scores"].keys() == {"loss", "exact_match", "perplexity"}
         assert all(event.scores.keys() == run.facts["scores"].keys() for event in of(path, runs.Evaluated))
         assert run.facts["scores"]["perplexity"] == pytest.approx(on_validation(run), rel=1e-4)
+        kept = rows_of_trials.read(path)
+        assert kept is not None and len(kept.ids) > 4
+        for name in ("exact_match", "perplexity"):
+            sizes = kept.sizes[name]
+            assert sorted(sizes) == [0.0] * (len(kept.ids) - 4) + [1.0] * 4  # `evaluation.limit`
+            assert sum(kept.values[name]) / 4 == pytest.approx(run.facts["scores"][name])
+        losses = zip(kept.values["loss"], kept.sizes["loss"], strict=True)
+        assert [pair for pair, size in zip(losses, kept.sizes["perplexity"], strict=True) if size and not pair[1]] == []
 
 
 def on_validation(run: runs.Run) -> float:

@@ -40,7 +40,7 @@ Ask = Callable[[Mapping[str, Any]], dict[str, Any] | None]
 @dataclass(slots=True)
 class Rider:
     """A trial that this process owns until `hold` is closed. `verdict`: what the search says after its evaluation.
-    `worth`: what its validation rows were worth at the newest one."""
+    `worth`: what its validation rows were worth at the newest one; `answers`: what it said there."""
 
     run: Run
     hold: contextlib.ExitStack
@@ -50,6 +50,7 @@ class Rider:
     steps: int = 1
     verdict: tuple[runs.State, str] | None = None
     worth: Worth | None = None
+    answers: sharing.Answers | None = None
 
     @property
     def experiment(self) -> spec.Experiment:
@@ -230,7 +231,8 @@ class Wave:
         rider.diary.hear(event)
         if isinstance(event, Evaluated) and event.best and rider.worth:
             with contextlib.suppress(OSError):  # a search without intervals is better than none
-                rows.write(rider.run.path, rows.of_loss(rider.worth))
+                parts = {} if rider.answers is None else rider.answers.parts()
+                rows.write(rider.run.path, rows.of(rider.worth, parts))
         if isinstance(event, Started):
             rider.steps = event.steps
         if isinstance(event, Started | Evaluated):  # whoever carried it before may not have heard what to do with it
@@ -255,13 +257,14 @@ class Wave:
 
     def _measured(self, tuned: Tuned, slots: Sequence[int]) -> list[dict[str, float]]:
         """The wanted metrics of slots, those together that are asked the same rows in the same way."""
-        exams = [self._in(tuned, slot).laid.exam for slot in slots]
+        riders = [self._in(tuned, slot) for slot in slots]
+        exams = [rider.laid.exam for rider in riders]
         found: list[dict[str, float]] = [{} for _ in slots]
         for exam in {id(exam): exam for exam in exams if exam is not None}.values():
             places = [place for place, other in enumerate(exams) if other is exam]
-            told = sharing.scored(tuned, exam, [slots[place] for place in places], self._unless_asked)
-            for place, scores in zip(places, told, strict=True):
-                found[place] = scores
+            told = sharing.answered(tuned, exam, [slots[place] for place in places], self._unless_asked)
+            for place, answers in zip(places, told, strict=True):
+                riders[place].answers, found[place] = answers, answers.scores()
         return found
 
     def _weighed(self, tuned: Tuned, slot: int, worth: Worth) -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from luthier import engines, errors, handing, hardware, runs, spec, worker
@@ -24,7 +25,7 @@ from luthier.evaluation import report
 from luthier.handing import Hands, cluster_of
 from luthier.logbook import Stopped
 from luthier.roster import Roster, in_words
-from luthier.runs import Finished, Run, Started
+from luthier.runs import Finished, Run, Started, State
 from luthier.trials import board, conclude, page, record, rows, study
 from luthier.trials.board import Board
 from luthier.worker import Stop
@@ -45,8 +46,20 @@ def main() -> int:
 
 
 def carry(run: Run, stop: Stop, spares: Sequence[Helper] = ()) -> Finished:
-    """All of a search's work; `spares`: processes for it that wait. Raises LuthierError where it cannot go on, Stopped
-    where it was asked to end."""
+    """All of a search's work, and its page at every end; `spares`: processes for it that wait. Raises LuthierError
+    where it cannot go on, Stopped where it was asked to end."""
+    try:
+        ended = _to_the_test(run, stop, spares)
+    except Exception as end:
+        with contextlib.suppress(Exception):  # a page that cannot be made does not hide why the search ended
+            tell(run, "stopped" if isinstance(end, Stopped) else "failed")
+        raise
+    found = tell(run, "done")
+    return Finished(run.id, ended, time.time(), "done", found.headline)
+
+
+def _to_the_test(run: Run, stop: Stop, spares: Sequence[Helper]) -> int:
+    """Its trials, its winner, the winner's seeds and test; gives how many trials have come to an end."""
     roster = Roster(run)
     if spares and hardware.cores() > 1 and roster.wishes.at_once != 1:
         with contextlib.suppress(OSError):  # no room for another process: then for fewer
@@ -61,10 +74,15 @@ def carry(run: Run, stop: Stop, spares: Sequence[Helper] = ()) -> Finished:
         reseed(roster, best)
         hands.train(asks=False)
     judge(roster, best, stop)
-    found = board_of(runs.load(run.path), "done")
+    return roster.ended()
+
+
+def tell(run: Run, state: State) -> Board:
+    """The board of a search that ends so, left in its folder, and as a page."""
+    found = board_of(runs.load(run.path), state)
     board.write_json(found, run.path / board.FILE)
     page.write_html(found, run.path / board.PAGE)
-    return Finished(run.id, roster.ended(), time.time(), "done", found.headline)
+    return found
 
 
 def choose(roster: Roster) -> str:
@@ -116,10 +134,12 @@ def judge(roster: Roster, best: str, stop: Stop) -> None:
     raise TrainingError("the winner's test was ended from outside", str(run.path / runs.LOG))
 
 
-def board_of(search: Run, state: str | None = None) -> Board:
+def board_of(search: Run, state: State | None = None) -> Board:
     """What a search has found so far, at its end or on its way; `state`: what it will be when this is read."""
     roster = Roster(search)
-    trials, wishes = roster.trials(), roster.wishes
+    wishes, best = roster.wishes, search.facts.get("best")
+    done: State = "done"  # so was the winner when it was chosen; it runs again while it answers the test
+    trials = [replace(trial, state=done) if trial.run_id == best else trial for trial in roster.trials()]
     names = record.objectives(wishes.objective)
     aims = [conclude.aim(name, higher) for name, higher in zip(names, study.directions(wishes.objective), strict=True)]
     axes = tuple(
@@ -142,9 +162,9 @@ def board_of(search: Run, state: str | None = None) -> Board:
         rows_asked,
         told,
         tuple(search.facts["notes"]),
+        next((trial.number for trial in trials if trial.run_id == best), None),
     )
     kept = {trial.number: found for trial in trials if (found := rows.read(Path(trial.path))) is not None}
-    best = search.facts.get("best")
     place = roster.run(best).path / "report.json" if best else None
     tested = report.read_json(place) if place is not None and place.is_file() else None
     weights = study.importance(roster.space, wishes, trials)

@@ -1,6 +1,6 @@
 """What trials of one base share: the base, loaded once, rows as tokens, and being asked for metrics in one pass.
 
-Lives here: `Group`, laying a trial's rows ready, the scores of several slots. Does not live here: which trials train
+Lives here: `Group`, laying a trial's rows ready, the answers of several slots. Does not live here: which trials train
 together and how they end (`riding.py`).
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,12 +21,15 @@ from luthier.data.ordering import by_content
 from luthier.errors import TrainingError
 from luthier.evaluation import ask, metrics, predictions, statistics
 from luthier.evaluation.metrics import Metric, Prediction
+from luthier.evaluation.statistics import Weighted
 from luthier.models import base
 from luthier.models.methods import Tuned
 from luthier.runs import Finding, Run
 from luthier.trials import record
 from luthier.workbench import Bench
 
+MOST_ROWS = 2000  # of a metric of all rows together: what each was worth costs a value for each
+AT_A_TIME = 100  # rows left out, one by one
 _RENDERING = ("model.", "task", "data.", "evaluation.", "method.type", "method.virtual_tokens")
 
 
@@ -112,8 +115,8 @@ def _same(one: Sequence[Encoded], other: Sequence[Encoded]) -> bool:
     )
 
 
-def scored(tuned: Tuned, exam: Exam, slots: Sequence[int], go_on: Callable[[], None]) -> list[dict[str, float]]:
-    """What each slot's answers to the exam are worth, by metric; all slots are asked together.
+def answered(tuned: Tuned, exam: Exam, slots: Sequence[int], go_on: Callable[[], None]) -> list[Answers]:
+    """Each slot's answers to the exam; all slots are asked together.
 
     `go_on` is called between two chunks of rows and may raise.
     """
@@ -125,15 +128,46 @@ def scored(tuned: Tuned, exam: Exam, slots: Sequence[int], go_on: Callable[[], N
         some = near[start : start + TOGETHER]
         for into, said in zip(told, answering(some), strict=True):
             into += [predictions.given(question, answer) for question, answer in zip(some, said, strict=True)]
-    values = [{metric.name: _value(metric, answers) for metric in exam.metrics} for answers in told]
-    return [{name: value for name, value in each.items() if value is not None} for each in values]
+    return [Answers(exam.metrics, each) for each in told]
 
 
-def _value(metric: Metric, told: Sequence[Prediction]) -> float | None:
-    """A metric's value as a report has it; its interval is not asked for."""
-    usable = [(p, value) for p in told if (value := metric.row(p)) is not None]
-    if not usable:
-        return None
-    of = metrics.weighted(metric, [p for p, _ in usable], [value for _, value in usable])
-    found = statistics.value(of, len(usable))
-    return float(found) if math.isfinite(found) else None
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a slot answered, and the metrics it is measured by."""
+
+    metrics: Sequence[Metric]
+    told: Sequence[Prediction]
+
+    def scores(self) -> dict[str, float]:
+        """The metrics' values as a report has them, of those that the rows have; their intervals are not asked for."""
+        values = {metric.name: statistics.value(of, len(of_rows)) for metric, of_rows, of in self._measured()}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def parts(self) -> dict[str, dict[str, float]]:
+        """By metric each row's part, whose mean over the rows is the score: its own value, or, where the metric is one
+        of all rows together, by the jackknife (and none of more than `MOST_ROWS`)."""
+        found: dict[str, dict[str, float]] = {}
+        for metric, of_rows, of in self._measured():
+            if metric.whole is None:
+                found[metric.name] = dict(of_rows)
+            elif 2 <= len(of_rows) <= MOST_ROWS:
+                parts_N = parts_of(of, len(of_rows))
+                if np.isfinite(parts_N).all():
+                    found[metric.name] = dict(zip(of_rows, map(float, parts_N), strict=True))
+        return found
+
+    def _measured(self) -> Iterator[tuple[Metric, dict[str, float], Weighted]]:
+        """(metric, its value of each row that has one, the metric as a function of those rows' weights)."""
+        for metric in self.metrics:
+            usable = [(p, float(value)) for p in self.told if (value := metric.row(p)) is not None]
+            if usable:
+                of = metrics.weighted(metric, [p for p, _ in usable], [value for _, value in usable])
+                yield metric, {p.id: value for p, value in usable}, of
+
+
+def parts_of(of: Weighted, n: int) -> np.ndarray:
+    """parts_N whose mean is the statistic and whose spread its noise: pseudo-values of the jackknife that leaves out
+    one row at a time (Tukey 1958), moved by its bias so that their mean is the statistic itself. A resample's statistic
+    is the mean of its rows' parts, but for what is not linear."""
+    without_N = np.concatenate([of(1.0 - np.eye(n)[start : start + AT_A_TIME]) for start in range(0, n, AT_A_TIME)])
+    return statistics.value(of, n) - (n - 1) * (without_N - without_N.mean())

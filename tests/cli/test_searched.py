@@ -124,6 +124,12 @@ def test_where_there_is_no_room_those_at_work_and_the_best_are_shown(tmp_path: P
     assert [row.number for row in shown] == [1, 4]
 
 
+def test_the_best_is_green_and_the_pruned_are_greyed(tmp_path: Path) -> None:
+    followed = looked(searches.wave(tmp_path))
+    _, *lines = wave_table.table(followed.sorted(), followed.goal, 80)
+    assert [line.style for line in lines] == ["", "green", "dim", "red", "", "dim"]
+
+
 @pytest.mark.parametrize("colour", [True, False])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_on_a_terminal_the_table_is_alive(tmp_path: Path, width: int, colour: bool) -> None:

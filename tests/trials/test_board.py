@@ -12,6 +12,7 @@ import pytest
 from luthier.evaluation.report import Report
 from luthier.runs import Score
 from luthier.trials import board as boards
+from luthier.trials import optimism, study
 from luthier.trials.conclude import NO_ROWS, aim, conclude
 from luthier.trials.rows import Rows
 from tests.evaluation import sample
@@ -59,12 +60,54 @@ def test_a_share_has_an_interval_by_the_count_of_rows_and_a_bound_for_its_optimi
     assert "on other rows expect up to 0.018 lower" in found.optimism.sentence
 
 
+def test_of_equals_the_best_is_the_one_that_the_search_chooses() -> None:
+    """Two have as many right answers: the smaller one, which none beats, is `study.front`'s first."""
+    told = [
+        made.trial(k, {"method.rank": rank}, 1.0, scores={"loss": 1.0, "exact_match": right})
+        for k, (rank, right) in enumerate([(32, 0.8), (8, 0.8), (4, 0.7)])
+    ]
+    found = conclude(made.search(aims=(aim("exact_match", True), aim("size", False))), told, {}, {})
+    assert found.best == study.front("exact_match, size", told)[0].number == 1
+    assert [entry.number for entry in found.entries] == [1, 0, 2]
+
+
+def test_what_was_chosen_stays_the_best_and_who_came_later_is_named() -> None:
+    told = [
+        made.trial(k, {"method.rank": rank}, loss) for k, (rank, loss) in enumerate([(4, 1.5), (8, 1.2), (16, 1.1)])
+    ]
+    found = conclude(made.search(chosen=1), told, {}, {})
+    assert found.best == 1 and [entry.number for entry in found.entries] == [1, 2, 0] and found.optimism.count == 2
+    later = "better, but at its end only after the choice: trial 002"
+    assert found.headline == f"Trial 001 was chosen: validation loss 1.200; {later}"
+    assert conclude(made.search(), told, {}, {}).best == 2
+
+
 def test_the_optimism_is_said_with_the_score_that_other_rows_would_give() -> None:
-    found = made.board(16).optimism
-    assert found.how == "rows" and found.count == 10 and found.amount is not None and found.expected is not None
+    told = made.trials(16, pruned=False)
+    found = conclude(made.search(), told, made.rows_of(told), {}).optimism
+    assert found.how == "rows" and found.count == 15 and found.amount is not None and found.expected is not None
     assert 0 < found.amount < 0.05 and f"expect about {found.expected:.3f} on other rows" in found.sentence
     one = conclude(made.search(), made.trials(1), {}, {})
     assert one.optimism.sentence == "One trial came to its end: there is no other score to tell luck by"
+
+
+def test_trials_that_were_pruned_were_compared_too_and_nobody_is_said_to_be_far_ahead() -> None:
+    """They lost on the same rows, before their end: how lucky the winner was among them is only bounded."""
+    told = [made.trial(0, {"method.rank": 4}, 1.0), made.trial(1, {"method.rank": 8}, 3.0)]
+    rows = made.rows_of(told)
+    assert "far enough ahead" in conclude(made.search(), told, rows, {}).optimism.sentence
+    told += [made.trial(k, {"method.rank": 16}, 2.0, "pruned", 0.3) for k in range(2, 16)]
+    for few in (told, [each for each in told if each.number != 1]):
+        found = conclude(made.search(), few, rows, {})
+        said, winner = found.optimism, found.entries[0]
+        assert said.how == "bound" and said.count == len(few) and said.expected is None
+        assert f"The best of {len(few)} trials" in said.sentence and "14 of them ended at looks" in said.sentence
+        assert winner.low is not None and winner.high is not None and said.amount is not None
+        assert said.amount == pytest.approx(optimism.at_most(len(few), (winner.high - winner.low) / 2 / 1.96), rel=1e-3)
+    unknown = conclude(made.search(), told, {}, {}).optimism
+    assert unknown.how == "unknown" and "14 of them" in unknown.sentence and "is not known" in unknown.sentence
+    alone = conclude(made.search(), [told[0], made.trial(1, {}, None, "failed")], {}, {}).optimism
+    assert alone.sentence == "One trial came to its end: there is no other score to tell luck by"
 
 
 def test_the_described_values_against_the_winners() -> None:
@@ -121,6 +164,12 @@ def test_two_aims_have_a_front() -> None:
     found = conclude(made.search(aims=(aim("loss", False), aim("size", False))), told, {}, {})
     assert {e.number for e in found.entries if e.front} == {0, 1, 3} and found.best == 3
     assert found.entries[0].objective == (1.1, 32 * 5120)
+    assert [line[:2] for line in boards.table(found)[1]] == [
+        ["003", "best"],
+        ["001", "front"],
+        ["002", "done"],
+        ["000", "front"],
+    ]
 
 
 def test_the_winner_on_the_test_rows() -> None:
@@ -159,3 +208,18 @@ def test_rows_of_another_rendering_are_compared_where_they_agree() -> None:
     known[3] = Rows(known[3].ids, known[3].values, {"loss": sizes})
     found = conclude(made.search(), told, known, {})
     assert "over 120 rows" in found.optimism.sentence
+
+
+def test_an_interval_is_that_of_the_trial_s_own_rows() -> None:
+    """A score is over all rows of a trial, so is its interval; only the comparison is over what all share."""
+    told = [made.trial(k, {"method.rank": rank}, loss) for k, (rank, loss) in enumerate([(4, 1.2), (8, 1.3)])]
+    hard_N = np.r_[np.full(100, 0.2), np.full(100, 2.2)] + np.random.default_rng(0).normal(0, 0.1, 200)
+    ids, ones = tuple(map(str, range(200))), (1.0,) * 200
+    known = {0: Rows(ids, {"loss": tuple(hard_N)}, {"loss": ones})}
+    known[1] = Rows(ids, {"loss": tuple(hard_N + 0.1)}, {"loss": ones[:100] + (2.0,) * 100})  # shares the easy half
+    for entry in conclude(made.search(), told, known, {}).entries:
+        assert entry.low is not None and entry.high is not None
+        own = known[entry.number]
+        score = sum(own.values["loss"]) / sum(own.sizes["loss"])
+        assert entry.low < score < entry.high
+        assert entry.alike is (None if entry.number == 0 else False)

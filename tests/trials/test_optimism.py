@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from luthier import sharing
+from luthier.evaluation import classes, statistics
 from luthier.trials import optimism, rows
 from luthier.trials.rows import Rows
 
@@ -82,6 +84,17 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         low, high = optimism.interval(sizes_N * (1.5 + draw.gamma(1.0, 1.0, 120)), sizes_N)
         covered += low <= 2.5 <= high
     assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_parts_of_a_metric_of_all_rows_have_its_value_and_its_noise() -> None:
+    """Macro F1 of 200 answers: the interval over parts is near the bootstrap's."""
+    draw = np.random.default_rng(7)
+    gold = draw.choice(["a", "b", "c"], 200)
+    said = np.where(draw.random(200) < 0.7, gold, draw.choice(["a", "b", "c"], 200))
+    of = classes.f1(list(map(str, gold)), list(map(str, said)), "macro")
+    parts_N = sharing.parts_of(of, 200)
+    assert parts_N.mean() == pytest.approx(statistics.value(of, 200))
+    assert optimism.interval(parts_N, np.ones(200)) == pytest.approx(statistics.bootstrap(of, 200), abs=0.01)
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:

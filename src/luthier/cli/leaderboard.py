@@ -44,7 +44,7 @@ def show(search: Run, as_json: bool) -> None:
     from luthier import searching, studio
     from luthier.trials import board
 
-    done = (search.path / board.FILE).is_file()
+    done = search.state == "done"  # else the file is of an earlier end
     found = board.read_json(search.path / board.FILE) if done else searching.board_of(search)
     if as_json:
         screen.as_json(asdict(search) | {"search": searched.brief(search), "board": board.to_json(found)})

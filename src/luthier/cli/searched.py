@@ -327,6 +327,8 @@ def search(experiment: Experiment | str | Path, new: bool = False, engine: Engin
     own = {name: value for name, value in before if name in before.model_fields_set}
     fields = dict(given) | {"search": spec.Search(**own | wishes)}
     whole = spec.Experiment.model_construct(given.model_fields_set | {"search"}, **fields)
+    for warning in spec.advice(whole):
+        screen.say(f"note: {warning}")
     run = studio.search(whole, new, engine)
     run = done(run if run.state == "done" else progress.carry(studio, run, follow=follow))
     winner = studio.find(run.facts["best"])

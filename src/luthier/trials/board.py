@@ -269,7 +269,8 @@ def standing(entry: Entry, aim: Aim) -> str:
 
 
 def table(board: Board) -> tuple[list[str], list[list[str]]]:
-    """The leaderboard for any screen: a header, and a row of texts for each trial, best first."""
+    """The leaderboard for any screen: a header, and a row of texts for each trial, best first. With several aims the
+    trials that no other beats in all of them stand as `front`."""
     title = names(tuple(axis.path for axis in board.axes))
     aims = board.aims
     header = ["trial", "state", aims[0].title, *(aim.title for aim in aims[1:]), *title.values()]
@@ -282,7 +283,7 @@ def _line(entry: Entry, board: Board, paths: tuple[str, ...]) -> list[str]:
     others += [""] * (len(board.aims) - 1 - len(others))
     return [
         entry.called,
-        "best" if entry.number == board.best else entry.state,
+        "best" if entry.number == board.best else "front" if entry.front else entry.state,
         standing(entry, board.aims[0]),
         *others,
         *(value(entry.values.get(path)) for path in paths),

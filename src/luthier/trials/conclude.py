@@ -46,6 +46,7 @@ class Search:
     """What is known of a search beside its trials. `facts`: words for people (model, method, dataset, task …).
 
     `described`: the experiment's own values at the searched paths. `rows`: of validation; None where not known.
+    `chosen`: the number of the trial that was chosen, whatever came to its end afterwards; None before the choice.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Search:
     rows: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    chosen: int | None = None
 
 
 def aim(name: str, higher: bool) -> Aim:
@@ -85,13 +87,15 @@ def conclude(
     lead = search.aims[0]
     entries = [_entry(trial, search.aims) for trial in trials]
     seeded = [entry for entry in entries if entry.by == "seed"]
-    ranked = _ranked([entry for entry in entries if entry.by != "seed"], lead)
+    tried = [entry for entry in entries if entry.by != "seed"]
+    front = _front(tried, search.aims)
+    tried = [dataclasses.replace(entry, front=entry.number in front) for entry in tried]
+    ranked = _ranked(tried, lead, search.chosen)
     best = ranked[0] if ranked and ranked[0].objective is not None else None
     done = [entry.number for entry in ranked if entry.objective is not None]
-    known = table({number: rows[number] for number in done if number in rows}, lead.name)
-    front = _front(ranked, search.aims)
-    ranked = [dataclasses.replace(entry, front=entry.number in front) for entry in ranked]
-    told = tuple(_sure(entry, best, lead, known, search.rows) for entry in ranked)
+    own_rows = {n: found for n in done if n in rows and (found := table({n: rows[n]}, lead.name)) is not None}
+    known = table({number: rows[number] for number in own_rows}, lead.name)
+    told = tuple(_sure(entry, best, lead, own_rows.get(entry.number), known, search.rows) for entry in ranked)
     own = next((entry for entry in told if _same(entry.values, search.described)), None)
     winner = None if best is None else told[0]
     return Board(
@@ -110,7 +114,7 @@ def conclude(
         _against(winner, own, lead, known) if winner else "",
         _differs(winner, search) if winner else (),
         dict(sorted(importance.items(), key=lambda item: -item[1])),
-        _guess(winner, done, lead, known, search.rows),
+        _guess(winner, told, lead, own_rows, known, search.rows),
         _pruned(told),
         tuple(seeded),
         _repeats(winner, seeded, lead) if winner else None,
@@ -173,31 +177,40 @@ def _front(entries: Sequence[Entry], aims: tuple[Aim, ...]) -> set[int]:
 _LAST = {"running": 1, "queued": 2, "interrupted": 2, "pruned": 3, "stopped": 4, "failed": 5}
 
 
-def _ranked(entries: Sequence[Entry], lead: Aim) -> list[Entry]:
-    """Best first; then what is on its way; then the pruned, the furthest first; then the failed."""
+def _ranked(entries: Sequence[Entry], lead: Aim, chosen: int | None) -> list[Entry]:
+    """The chosen one, then the best first, of equals those of the front; then what is on its way; then the pruned, the
+    furthest first; then the failed."""
     sign = -1.0 if lead.higher else 1.0
 
     def key(entry: Entry) -> tuple[float, float, float, int]:
         if entry.objective is not None:
-            return (0, sign * entry.objective[0], 0, entry.number)
+            return (-1 if entry.number == chosen else 0, sign * entry.objective[0], not entry.front, entry.number)
         last = sign * entry.curve[-1][1] if entry.curve else math.inf
         return (_LAST.get(entry.state, 4), -entry.share, last, entry.number)
 
     return sorted(entries, key=key)
 
 
-def _sure(entry: Entry, best: Entry | None, lead: Aim, known: Table | None, rows: int | None) -> Entry:
-    """The entry with its interval, and whether the rows tell it from the best; as it is where nothing is known."""
+def _ahead(entry: Entry, winner: Entry, lead: Aim) -> bool:
+    """Whether a trial is better than the winner: it came to its end after the choice."""
+    if entry.objective is None or winner.objective is None:
+        return False
+    one, other = entry.objective[0], winner.objective[0]
+    return one > other if lead.higher else one < other
+
+
+def _sure(
+    entry: Entry, best: Entry | None, lead: Aim, own: Table | None, known: Table | None, rows: int | None
+) -> Entry:
+    """The entry with the interval of its `own` rows, and whether the rows that all share tell it from the best; as it
+    is where nothing is known."""
     if entry.objective is None or best is None:
         return entry
-    if known is not None and entry.number in known.numbers:
-        own_N = known.of(entry.number)
-        low, high = (
-            statistics.share_interval(own_N) if known.is_share else optimism.interval(own_N, known.sizes_N)
-        )  # fmt: skip
-        alike = None
-        if best.number in known.numbers and entry.number != best.number:
-            below, above = optimism.interval(own_N - known.of(best.number), known.sizes_N)
+    if own is not None:
+        own_N, alike = own.of(entry.number), None
+        low, high = statistics.share_interval(own_N) if own.is_share else optimism.interval(own_N, own.sizes_N)
+        if known is not None and best.number in known.numbers and entry.number != best.number:
+            below, above = optimism.interval(known.of(entry.number) - known.of(best.number), known.sizes_N)
             alike = below <= 0 <= above
         return dataclasses.replace(entry, low=low, high=high, alike=alike)
     if rows and _is_share(lead):
@@ -232,6 +245,9 @@ def _headline(winner: Entry | None, entries: Sequence[Entry], search: Search) ->
     if winner is None or winner.objective is None:
         ends = "No trial came to its end" if over else "No trial has come to its end yet"
         return f"{ends}: nothing can be said of {lead.title}"
+    if later := [entry.called for entry in entries if _ahead(entry, winner, lead)]:
+        said = f"Trial {winner.called} was chosen: {lead.title} {standing(winner, lead)}"
+        return f"{said}; better, but at its end only after the choice: trial {', '.join(later)}"
     said = f"Trial {winner.called} is best{'' if over else ' so far'}: {lead.title} {standing(winner, lead)}"
     alike = [entry.called for entry in entries if entry.alike]
     if len(alike) == 1:
@@ -263,36 +279,58 @@ def _differs(winner: Entry, search: Search) -> tuple[tuple[str, Plain, Plain], .
     return tuple(pair for pair in pairs if not _equal(pair[1], pair[2]))
 
 
-def _guess(winner: Entry | None, done: Sequence[int], lead: Aim, known: Table | None, rows: int | None) -> Guess:
-    """The optimism of best-of-N: from rows; else a bound where a score's noise is known; else unknown."""
-    count = len(done)
-    if winner is None or winner.objective is None or count < 2:
-        return Guess(
-            "unknown",
-            count,
-            None,
-            None,
-            "One trial came to its end: there is no other score to tell luck by" if count else "",
-        )
-    head = f"The best of {count} scores is chosen by luck as well"
-    found = None
-    if known is not None and set(known.numbers) == set(done):
-        found = optimism.optimism(known.values_TN, known.sizes_N, not lead.higher)
-    if known is not None and found is not None:
-        over = f"(bootstrap over {len(known.sizes_N):,} rows)"
-        said = f"{head}: expect about {lead.say(found.expected)} on other rows, {lead.gap(found.amount)} "
-        said += f"{'lower' if lead.higher else 'higher'} {over}"
-        if found.amount < NEXT_TO_NOTHING * abs(found.seen):
-            said = f"The winner is far enough ahead: chosen among {count}, its score flatters by next to nothing {over}"
-        return Guess("rows", count, found.amount, found.expected, said)
-    if rows and _is_share(lead):
-        share = winner.objective[0]
-        bound = optimism.at_most(count, math.sqrt(max(share * (1 - share), 1 / rows) / rows))
+def _guess(
+    winner: Entry | None,
+    entries: Sequence[Entry],
+    lead: Aim,
+    own_rows: Mapping[int, Table],
+    known: Table | None,
+    rows: int | None,
+) -> Guess:
+    """The optimism of best-of-N: from rows; else a bound where a score's noise is known; else unknown.
+
+    A trial that was pruned was compared on the same rows, before its end: it counts, but its rows do not tell what it
+    would have come to, so that with one there is a bound at best.
+    """
+    if winner is None or winner.objective is None:
+        return Guess("unknown", 0, None, None, "")
+    done = [each for each in entries if each.objective is not None and not _ahead(each, winner, lead)]
+    pruned = sum(each.state == "pruned" and bool(each.curve) for each in entries)
+    count = len(done) + pruned
+    if count < 2:
+        said = "One trial came to its end: there is no other score to tell luck by"
+        return Guess("unknown", count, None, None, said)
+    head = f"The best of {count} {'trials' if pruned else 'scores'} is chosen by luck as well"
+    head += f", {pruned} of them ended at looks on the same rows" if pruned else ""
+    if not pruned and known is not None and {each.number for each in done} <= set(known.numbers):
+        of_TN = np.array([known.of(each.number) for each in done])
+        found = optimism.optimism(of_TN, known.sizes_N, not lead.higher)
+        if found is not None:
+            return Guess("rows", count, found.amount, found.expected, _by_rows(head, found, count, lead, known))
+    noise = _noise(winner, lead, own_rows.get(winner.number), rows)
+    if noise is not None:
+        bound = optimism.at_most(count, noise)
         said = f"{head}: on other rows expect up to {lead.gap(bound)} {'lower' if lead.higher else 'higher'}"
         return Guess("bound", count, bound, None, f"{said}, as much as {count} trials that do not differ would show")
     return Guess(
         "unknown", count, None, None, f"{head}; by how much is not known, as no values of single rows were kept"
     )
+
+
+def _by_rows(head: str, found: optimism.Optimism, count: int, lead: Aim, known: Table) -> str:
+    over = f"(bootstrap over {len(known.sizes_N):,} rows)"
+    if found.amount < NEXT_TO_NOTHING * abs(found.seen):
+        return f"The winner is far enough ahead: chosen among {count}, its score flatters by next to nothing {over}"
+    said = f"{head}: expect about {lead.say(found.expected)} on other rows, {lead.gap(found.amount)} "
+    return said + f"{'lower' if lead.higher else 'higher'} {over}"
+
+
+def _noise(winner: Entry, lead: Aim, own: Table | None, rows: int | None) -> float | None:
+    """The standard error of the winner's score: of a share from the count of rows, else from its own rows."""
+    if rows and _is_share(lead) and winner.objective is not None:
+        share = winner.objective[0]
+        return math.sqrt(max(share * (1 - share), 1 / rows) / rows)
+    return None if own is None else optimism.standard_error(own.of(winner.number), own.sizes_N)
 
 
 def _pruned(entries: Sequence[Entry]) -> Pruned:

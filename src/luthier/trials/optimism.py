@@ -99,10 +99,14 @@ def interval(values_N: np.ndarray, sizes_N: np.ndarray) -> tuple[float, float]:
     >>> round(low, 2), round(high, 2)
     (1.23, 3.77)
     """
-    n, ratio = len(values_N), float(values_N.sum() / sizes_N.sum())
-    off_N = values_N - ratio * sizes_N
-    half = _Z95 * math.sqrt(float((off_N**2).sum()) * n / (n - 1)) / float(sizes_N.sum())
+    ratio, half = float(values_N.sum() / sizes_N.sum()), _Z95 * standard_error(values_N, sizes_N)
     return ratio - half, ratio + half
+
+
+def standard_error(values_N: np.ndarray, sizes_N: np.ndarray) -> float:
+    """Of values.sum() / sizes.sum() over N >= 2 independent rows; see `interval`."""
+    n, off_N = len(values_N), values_N - values_N.sum() / sizes_N.sum() * sizes_N
+    return math.sqrt(float((off_N**2).sum()) * n / (n - 1)) / float(sizes_N.sum())
 
 
 def _drawn(draw: np.random.Generator, count: int, n: int) -> np.ndarray:

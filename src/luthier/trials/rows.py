@@ -23,7 +23,8 @@ FILE = "validation.json"
 class Rows:
     """By name of score (`loss`, a metric): of each row in `ids` its value and its size; the score is sum over sum.
 
-    Of the loss: a row's summed negative log-likelihood, and its trained tokens. Of a metric: its value, and 1.
+    Of the loss: a row's summed negative log-likelihood, and its trained tokens. Of a metric: its part, and 1. Where a
+    score was not asked of a row, both are 0.
     """
 
     ids: tuple[str, ...]
@@ -31,14 +32,18 @@ class Rows:
     sizes: Mapping[str, tuple[float, ...]]
 
 
-def of_loss(worth: Mapping[str, tuple[float, float]]) -> Rows:
-    """Rows of the loss alone, from (negative log-likelihood, trained tokens) by row.
+def of(loss: Mapping[str, tuple[float, float]], parts: Mapping[str, Mapping[str, float]]) -> Rows:
+    """Rows of the loss, from (negative log-likelihood, trained tokens) by row, and of metrics, from each row's part.
 
-    >>> of_loss({"a": (2.5, 3.0)}).values
-    {'loss': (2.5,)}
+    >>> found = of({"a": (2.5, 3.0), "b": (0.5, 1.0)}, {"exact_match": {"b": 1.0}})
+    >>> found.values["loss"], found.values["exact_match"], found.sizes["exact_match"]
+    ((2.5, 0.5), (0.0, 1.0), (0.0, 1.0))
     """
-    values, sizes = zip(*worth.values(), strict=True)
-    return Rows(tuple(worth), {"loss": values}, {"loss": sizes})
+    every = {"loss": loss} | {name: {row: (part, 1.0) for row, part in each.items()} for name, each in parts.items()}
+    ids = tuple(dict.fromkeys(row for each in every.values() for row in each))
+    told = {name: [each.get(row, (0.0, 0.0)) for row in ids] for name, each in every.items()}
+    values, sizes = ({name: tuple(pair[k] for pair in each) for name, each in told.items()} for k in (0, 1))
+    return Rows(ids, values, sizes)
 
 
 def write(folder: Path, rows: Rows) -> None:
@@ -79,7 +84,8 @@ class Table:
 
 
 def table(known: Mapping[int, Rows], name: str) -> Table | None:
-    """The rows that all trials with a score `name` share and size alike; None without one trial or two rows.
+    """The rows of which `name` was asked, and that all trials with it share and size alike; None without one trial or
+    two rows.
 
     Trials whose rendering of the data differs may count other tokens: rows are shared where their sizes agree.
     """
@@ -88,7 +94,7 @@ def table(known: Mapping[int, Rows], name: str) -> Table | None:
         return None
     sized = {n: dict(zip(rows.ids, rows.sizes[name], strict=True)) for n, rows in found.items()}
     first = next(iter(sized.values()))
-    shared = [row for row, size in first.items() if all(each.get(row) == size for each in sized.values())]
+    shared = [row for row, size in first.items() if size > 0 and all(each.get(row) == size for each in sized.values())]
     if len(shared) < 2:
         return None
     worth = {n: dict(zip(rows.ids, rows.values[name], strict=True)) for n, rows in found.items()}
