@@ -128,9 +128,7 @@ class Hands:
             tokens = {} if self.cluster else engines.tokens(run.facts["model"])
             told = {"search": str(self.roster.path), "slots": slots, "threads": threads}
             wave = _Wave(helper, _group(run), _base(run), run, {run.id}, self._card())
-            helper.say(
-                json.dumps(told | {"environment": tokens, "card": wave.card})
-            )
+            helper.say(json.dumps(told | {"environment": tokens, "card": wave.card}))
             self.waves.append(wave)
             threading.Thread(target=self._listen, args=(wave,), daemon=True).start()
 
