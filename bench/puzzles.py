@@ -4,7 +4,7 @@
 
 1. Is batch size 1 better than 3? One epoch each, three seeds, the same test rows: is a difference merit or luck?
 2. What does a test sample of 300 rows say of the whole test set? Drawn 2,000 times from the answers of one run.
-3. Does batch size 1 over-fit? A thousand rows, twelve epochs, both batch sizes.
+3. Does batch size 1 over-fit? A thousand rows, eight epochs, both batch sizes.
 
 Needs the folder `shared`. Every run is `luthier tune` on the same file, one thread each, one at a time on every core.
 """
@@ -46,7 +46,7 @@ data:
 method: lora
 training: {{num_epochs: 1, learning_rate: 2.5e-3}}
 """
-FEW = {"data.limit": 1000, "training.num_epochs": 12, "evaluation.limit": SAMPLE}
+FEW = {"data.limit": 1000, "training.num_epochs": 8, "evaluation.limit": SAMPLE}
 
 
 def lay(folder: Path) -> Path:

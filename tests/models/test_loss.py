@@ -36,6 +36,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy(
     output: Callable[[Tensor, Tensor], Tensor], rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss, "_CHUNK_ELEMENTS", rows_at_once * V)
+    monkeypatch.setattr(loss, "_TOLD_ELEMENTS", {"cpu": rows_at_once * V})
     hidden, weight, entries = _drawn()
     logits = output(hidden, weight)
     expected = F.cross_entropy(logits[entries.rows_S], entries.targets_S, reduction="none")

@@ -25,7 +25,8 @@ from luthier.models.forward import Batch
 from luthier.models.methods import Tuned
 from luthier.models.slots import Who, slots_of
 
-BUDGET = 16_384  # stored tokens of one pass over references
+BUDGET = {"cpu": 4_096}  # stored tokens of one pass over references: what a CPU's caches and allocator keep
+WIDE_BUDGET = 16_384  # the same on other devices
 SURE = 0.69  # nats: below ln 2 a token has more than half of the probability, so no other is near
 SURE_ROUGH = 0.35  # the same in half precision, where rounding moves logits by much more
 LOGITS = 1 << 27  # numbers of output alive at once: 512 MiB of float32
@@ -215,9 +216,9 @@ def _entries(
     for i, (slot, row) in enumerate(zip(slots_of(who, len(rows)), rows, strict=True)):
         by_slot.setdefault(slot, []).append(replace(row, example_id=str(i)))
     shares = [Share(slot, own, 1.0, tuned.virtual_tokens(slot)) for slot, own in by_slot.items()]
-    budget = BUDGET
+    budget = BUDGET.get(tuned.base.device.type, WIDE_BUDGET)
     if tuned.base.family == "seq2seq":
-        budget = min(BUDGET, LOGITS // tuned.base.facts.vocab_size)  # every place of a padded target has logits
+        budget = min(budget, LOGITS // tuned.base.facts.vocab_size)  # every place of a padded target has logits
     found: dict[int, tuple[np.ndarray, ...]] = {}
     with torch.no_grad():
         for batch in tuned.lay_out(shares, budget):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _CHUNK_ELEMENTS = 1 << 24  # logits alive at once: 64 MiB of float32, and as much again for their gradient
+_TOLD_ELEMENTS = {"cpu": 1 << 22}  # without a gradient on a CPU: glibc gives blocks over 32 MiB back each time
 
 
 class Entries(NamedTuple):
@@ -48,7 +49,8 @@ def supervised_nll(
     if torch.is_grad_enabled() and (hidden_UD.requires_grad or trained):
         return _WeightedNll.apply(hidden_UD, output, entries, width, *trained)
     nll_S, best_S = torch.empty_like(entries.weights_S), torch.empty_like(entries.rows_S)
-    for start, stop, mine in _chunks(entries.rows_S, len(hidden_UD), width):
+    most = _TOLD_ELEMENTS.get(hidden_UD.device.type, _CHUNK_ELEMENTS)
+    for start, stop, mine in _chunks(entries.rows_S, len(hidden_UD), max(1, most // width)):
         rows, targets = entries.rows_S[mine] - start, entries.targets_S[mine]
         nll_S[mine], best_S[mine] = entry_nll(output(hidden_UD[start:stop]), rows, targets)
     return nll_S, best_S
@@ -64,7 +66,7 @@ class _WeightedNll(torch.autograd.Function):
         nll_S, best_S = torch.empty_like(entries.weights_S), torch.empty_like(entries.rows_S)
         grad_UD = torch.empty_like(hidden_UD)
         totals: list[Tensor | None] = [None] * len(trained)
-        for start, stop, mine in _chunks(entries.rows_S, len(hidden_UD), width):
+        for start, stop, mine in _chunks(entries.rows_S, len(hidden_UD), max(1, _CHUNK_ELEMENTS // width)):
             rows, targets, weights = entries.rows_S[mine] - start, entries.targets_S[mine], entries.weights_S[mine]
             with torch.enable_grad():
                 hidden = hidden_UD[start:stop].detach().requires_grad_()
@@ -90,9 +92,8 @@ class _WeightedNll(torch.autograd.Function):
         return (grad_UD, None, None, None, *totals)
 
 
-def _chunks(rows_S: Tensor, count: int, width: int) -> Iterator[tuple[int, int, Tensor]]:
-    """(first row, last row + 1, entries there) of pieces whose logits fit in `_CHUNK_ELEMENTS`."""
-    size = max(1, _CHUNK_ELEMENTS // width)
+def _chunks(rows_S: Tensor, count: int, size: int) -> Iterator[tuple[int, int, Tensor]]:
+    """(first row, last row + 1, entries there) of pieces of `size` rows."""
     for start in range(0, count, size):
         stop = min(start + size, count)
         yield start, stop, ((rows_S >= start) & (rows_S < stop)).nonzero()[:, 0]
