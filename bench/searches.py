@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from verdicts import LIMIT, ROOT, UPDATES, file_of, main, said
+from verdicts import ROOT, file_of, main, said
 
+UPDATES, LIMIT = 400, 500
 RESULTS = ROOT / "bench" / "results" / "searches.json"
 TEST = ("n", "difference", "low", "high", "p", "outcome")
 TASKS = ("banking77", "snips", "wikisql_groups", "translit_ar_en")

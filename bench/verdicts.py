@@ -2,7 +2,7 @@
 
     python bench/verdicts.py HOME [TASK …]      HOME keeps runs and reports: an interrupted session goes on
 
-Every tuned rung is bounded to UPDATES updates and every test to LIMIT rows, so that all six fit into an hour of one
+Every tuned rung is bounded to UPDATES updates and every test to LIMIT rows, so that all six fit into half an hour of one
 core; what more training gives is not the question here. Needs the folder `shared`.
 """
 
@@ -23,7 +23,7 @@ from examples import ROOT, encoder_folder
 
 SHARED = ROOT.parent / "shared"
 RESULTS = ROOT / "bench" / "results" / "verdicts.json"
-UPDATES, LIMIT = 400, 500
+UPDATES, LIMIT = 200, 300
 STORIES, NAMES = SHARED / "models" / "stories260k", SHARED / "models" / "translit-ar-en"
 HEAD = """\
 model: {model}
