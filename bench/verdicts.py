@@ -2,8 +2,8 @@
 
     python bench/verdicts.py HOME [TASK …]      HOME keeps runs and reports: an interrupted session goes on
 
-Every tuned rung is bounded to UPDATES updates and every test to LIMIT rows, so that all six fit into half an hour of one
-core; what more training gives is not the question here. Needs the folder `shared`.
+Every tuned rung is bounded to UPDATES updates and every test to LIMIT rows, so that all six fit into half an hour of
+one core; what more training gives is not the question here. Needs the folder `shared`.
 """
 
 from __future__ import annotations
