@@ -91,11 +91,12 @@ def frame(path: str | Path) -> Any:
     """
     try:
         import pandas
-        import pyarrow as pa
     except ImportError:
         raise MissingExtra(
             "a frame needs pandas, which is not installed", hint="pip install 'luthier[judge]'"
         ) from None
+    import pyarrow as pa
+
     return table(path).to_pandas(types_mapper={pa.int64(): pandas.Int64Dtype()}.get)
 
 
