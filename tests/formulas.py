@@ -1,4 +1,4 @@
-"""A stand-in for a wave process: speaks as `luthier.wave` does, owns its trials' folders, and trains by a formula.
+"""A stand-in for a wave process: speaks as `searching/wave.py` does, owns its trials' folders, and trains by a formula.
 
 Lives here: `Waves`, to be put in the place of `engines.Helper`, and how its trials fare. Does not live here: what is
 promised (the tests).
@@ -56,7 +56,7 @@ class Waves:
         self.all: list[Wave] = []
 
     def __call__(self, command: Sequence[str], home: Path, *models: str) -> Wave:
-        assert list(command) == ["luthier.wave"]
+        assert list(command) == ["luthier.searching.wave"]
         self.made += 1
         self.all.append(Wave(self))
         return self.all[-1]

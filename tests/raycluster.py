@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own, for tests of `clusters.py`.
+"""A Ray cluster of several nodes on this machine, in a process of its own, for tests of `searching/clusters.py`.
 
 A node is a process of Ray's, with processes of its own beside it; killing one is what a machine's death looks like.
 """

@@ -225,4 +225,4 @@ def test_an_early_search_process_has_a_process_importing_for_it_and_both_end_wit
 
 def _of_waves(pids: str) -> list[int]:
     """Those among processes that have become one that trains trials."""
-    return [int(pid) for pid in pids.split() if b"luthier.wave" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in pids.split() if b"luthier.searching.wave" in Path(f"/proc/{pid}/cmdline").read_bytes()]

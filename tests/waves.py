@@ -1,7 +1,7 @@
 """A search of tiny trials without a search process: its folders, and the other side of a wave's pipe, by a script.
 
 Lives here: `Trials`, which makes queued trials and answers the questions of forked waves. Does not live here: what a
-wave promises (`test_wave.py`, `faults/test_wave_kills.py`).
+wave promises (`searching/test_wave.py`, `faults/test_wave_kills.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier import drafts, runs, spec, wave
+from luthier import drafts, runs, spec
+from luthier.searching import wave
 from luthier.studio import Studio
 from tests import rows, tiny
 from tests.faults.victims import Trap, fork, wait

@@ -4,7 +4,7 @@ What a worker imports takes seconds: `early` begins with it while the rows are p
 out what the experiment means (`drafted`), so that nobody else has to import it.
 
 Lives here: starting, finding again, stopping; a helper process, which ends with the one it helps. Does not live here:
-what the processes do (`worker.py`, `searching.py`), or the run's states, which follow from facts (`runs.py`).
+what the processes do (`worker.py`, `searching/`), or the run's states, which follow from facts (`runs.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Waiting = subprocess.Popen[bytes]
 """A worker without a run yet."""
 
 
-WORKER, SEARCH = "luthier.worker", "luthier.searching"
+WORKER, SEARCH = "luthier.worker", "luthier.searching.lead"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What whoever carries a run owes its folder: with what it was carried, what was said, how it ended.
 
 Lives here: `environment.json` with the choices that every attempt keeps, notes, a training's events as they come, the
-ways a run can end. Does not live here: the work (`worker.py`, `wave.py`), the files' forms (`runs.py`, `events.py`).
+ways a run can end. Does not live here: the work (`worker.py`, `searching/`), the files' forms (`runs.py`, `events.py`).
 """
 
 from __future__ import annotations

@@ -147,7 +147,8 @@ class Studio:
         method's own is taken. Its processes run on this machine, or with `engine` "ray" on a Ray cluster. Raises what
         `tune` does, SpecError for a space that cannot be meant, and what `clusters.require` does.
         """
-        from luthier import clusters, drafts, roster
+        from luthier import drafts
+        from luthier.searching import clusters, roster
 
         if engine == "ray":
             clusters.require(self.home)  # now, not in a process of its own
@@ -166,13 +167,13 @@ class Studio:
         It is made by the search's process within a second, or when the search goes on. Gives the values. Raises
         SpecError where they cannot be meant, or nobody would train them any more.
         """
-        from luthier import roster
+        from luthier.searching import roster
 
         return roster.add(search, values)
 
     def clone(self, trial: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         """Another trial with the values of this one, some of them changed (none: it is tried again); see `add`."""
-        from luthier import roster
+        from luthier.searching import roster
 
         return roster.add(self.find(roster.search_of(trial)), trial.facts.get("values", {}) | dict(values))
 
@@ -190,7 +191,7 @@ class Studio:
         """Ask the run's worker to save and end; gives the run once it is at rest. A trial ends alone, for good."""
         if run.facts.get("search") is None:
             return engines.stop(run)
-        from luthier import roster
+        from luthier.searching import roster
 
         return roster.stop(run)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from luthier import engines, hardware, riding, runs, searching, worker
+from luthier import engines, hardware, runs, worker
 from luthier.cli import app
+from luthier.searching import lead, riding
 from tests import rows
 from tests.conftest import Starting
 
@@ -32,7 +33,7 @@ class Beside:
     """The wave of a search in a thread of this process, in place of `engines.Helper`."""
 
     def __init__(self, command: Sequence[str], home: Path, *models: str) -> None:
-        assert list(command) == ["luthier.wave"]
+        assert list(command) == ["luthier.searching.wave"]
         self._answers, self._questions = queue.SimpleQueue[Any](), queue.SimpleQueue[str | None]()
         self._gone = threading.Event()
         self._work: threading.Thread | None = None
@@ -83,7 +84,7 @@ def luthier(
     """Run one command; its home is `tmp_path`/home, its working directory `tmp_path`, its worker this process."""
 
     def start(run: runs.Run) -> runs.Run:
-        worker.work(run.path, lambda: False, *([searching.carry] if run.facts.get("kind") == "search" else []))
+        worker.work(run.path, lambda: False, *([lead.carry] if run.facts.get("kind") == "search" else []))
         return replace(run, state="running")  # as a real worker's run is seen: at work
 
     starting(start)

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 import luthier as lt
-from luthier import engines, roster, runs, spec
+from luthier import engines, runs, spec
 from luthier.cli import searched
 from luthier.runs import Evaluated, Run, Stepped
+from luthier.searching import roster
 from tests.cli import searches
 from tests.cli.conftest import Luthier
 

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from luthier import engines, events, roster, runs, searching, spec, wave, worker
+from luthier import engines, events, runs, spec, worker
 from luthier.runs import Evaluated, Run, Started, Stepped
+from luthier.searching import lead, roster, wave
 from luthier.studio import Studio, report
 from tests import rows, tiny
 from tests.conftest import Starting
@@ -117,7 +118,7 @@ def _placed(search: Run, slots: int) -> dict[str, Any]:
 
 
 def carried(search: Run) -> Run:
-    assert worker.work(search.path, lambda: False, searching.carry) == 0, (Forked.log).read_text()
+    assert worker.work(search.path, lambda: False, lead.carry) == 0, (Forked.log).read_text()
     return runs.load(search.path)
 
 
@@ -199,7 +200,7 @@ def test_a_search_killed_at_any_moment_goes_on_and_is_the_same_search(
     reference = whole(carried(begun(0)))
     draw, search = np.random.default_rng(1), begun(0)
     for number in range(kills):
-        pid = fork(lambda: worker.work(search.path, lambda: False, searching.carry), (), folder / "log")
+        pid = fork(lambda: worker.work(search.path, lambda: False, lead.carry), (), folder / "log")
         until = time.monotonic() + float(draw.uniform(0.05, 1.5)) / (1 + number % 3)
         while runs.birth(pid) is not None and time.monotonic() < until:
             time.sleep(0.005)

@@ -20,14 +20,14 @@ POINTS = {
     "laid ready": ("luthier.logbook:heed", 1),
     "update": ("luthier.train.optimizer:SlotOptimizer.step", 9),
     "evaluation": ("luthier.train.loop:validation_losses", 2),
-    "heard": ("luthier.riding:Wave._tell", 3),
+    "heard": ("luthier.searching.riding:Wave._tell", 3),
     "save": ("luthier.train.checkpoint:save_file", 6),
     "rotation": ("luthier.train.checkpoint:rotate", 3),
     "result": ("luthier.models.adapters:save", 1),
     "result in place": ("luthier.models.adapters:write_manifest", 2),
     "end": ("luthier.logbook:close", 1),
     "state": ("luthier.ownership:withdraw_stop", 1),
-    "told": ("luthier.riding:Wave._ended", 2),
+    "told": ("luthier.searching.riding:Wave._ended", 2),
 }
 
 

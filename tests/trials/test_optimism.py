@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luthier import sharing
 from luthier.evaluation import classes, statistics
+from luthier.searching import sharing
 from luthier.trials import optimism, rows
 from luthier.trials.rows import Rows
 

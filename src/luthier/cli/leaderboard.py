@@ -41,11 +41,12 @@ def tell_end(search: Run, as_json: bool) -> None:
 
 def show(search: Run, as_json: bool) -> None:
     """A search at any moment: its board as it stands."""
-    from luthier import searching, studio
+    from luthier import studio
+    from luthier.searching import lead
     from luthier.trials import board
 
     done = search.state == "done"  # else the file is of an earlier end
-    found = board.read_json(search.path / board.FILE) if done else searching.board_of(search)
+    found = board.read_json(search.path / board.FILE) if done else lead.board_of(search)
     if as_json:
         screen.as_json(asdict(search) | {"search": searched.brief(search), "board": board.to_json(found)})
         return

@@ -1,7 +1,7 @@
 """A search on its way, read from the folders of its trials: who is at work, how each fares, how much is left.
 
 Lives here: following a search, its state as rows, how it is said in lines and JSON; `luthier.search`. Does not live
-here: the live table (`wave_table.py`), one run on its way (`progress.py`), the search itself (`searching.py`).
+here: the live table (`wave_table.py`), one run on its way (`progress.py`), the search itself (`searching/`).
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def _search(here: Studio, experiment: Experiment) -> Search | None:
     `luthier search` would."""
     if experiment.search is None:
         return None
-    from luthier import roster
+    from luthier.searching import roster
 
     draft, _ = roster.describe(experiment, here.home)
     return draft.resolved.experiment.search

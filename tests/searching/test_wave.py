@@ -19,7 +19,7 @@ from luthier.errors import TrainingError
 from luthier.evaluation import ask, metrics, predictions
 from luthier.evaluation.report import read_json
 from luthier.models import methods
-from luthier.sharing import Group
+from luthier.searching.sharing import Group
 from luthier.studio import Studio, failure
 from luthier.train import checkpoint
 from luthier.trials import rows as rows_of_trials
@@ -355,7 +355,7 @@ def test_without_a_number_of_slots_the_wave_measures_and_says_what_it_found(tmp_
 def test_the_process_itself_speaks_in_lines_and_ends_when_nothing_is_left(tmp_path: Path) -> None:
     trials = Trials(tmp_path)
     [path] = trials.add({"method.rank": 1})
-    command = [sys.executable, "-m", "luthier.wave"]
+    command = [sys.executable, "-m", "luthier.searching.wave"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None and child.stdout is not None
         trials.converse(os.dup(child.stdout.fileno()), os.dup(child.stdin.fileno()), 1, lambda _: {"end": None})

@@ -1,7 +1,7 @@
 """The processes that train a search's trials: how many there are, which trial goes to which, what they ask.
 
 Lives here: handing out, hearing, trying again what a process left when it died. Does not live here: the trials' folders
-(`roster.py`), the order of a search's work (`searching.py`), the process itself (`wave.py`), which values come next and
+(`roster.py`), the order of a search's work (`lead.py`), the process itself (`wave.py`), which values come next and
 who is weak (`trials/`).
 """
 
@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 from luthier import engines, errors, hardware, ownership, redaction, runs
 from luthier.engines import Helper
 from luthier.logbook import Stopped
-from luthier.roster import ENDED, Roster, in_words
 from luthier.runs import Run
+from luthier.searching.roster import ENDED, Roster, in_words
 from luthier.trials import record, space, study
 from luthier.worker import Stop
 
 if TYPE_CHECKING:
-    from luthier import clusters
-    from luthier.clusters import Cluster
+    from luthier.searching import clusters
+    from luthier.searching.clusters import Cluster
 
 SAVING_SECONDS = 25  # that waves have to save what they train; a search that is stopped has 30 in all
 LOOK_SECONDS = 0.5  # between two looks at wishes
@@ -43,7 +43,7 @@ def cluster_of(run: Run) -> Iterator[Cluster | None]:
     if run.facts.get("engine", "here") != "ray":
         yield None
         return
-    from luthier import clusters
+    from luthier.searching import clusters
 
     with contextlib.closing(clusters.connect(run.path.parents[1])) as cluster:
         yield cluster
@@ -51,7 +51,7 @@ def cluster_of(run: Run) -> Iterator[Cluster | None]:
 
 def local_wave(home: Path) -> Helper:
     """A process that can train trials, on this machine; it is told later which."""
-    return engines.Helper(["luthier.wave"], home)
+    return engines.Helper(["luthier.searching.wave"], home)
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ class Hands:
 
     def _helper(self, model: str) -> Helper | clusters.Helper:
         if self.cluster is not None:
-            return self.cluster.helper(["luthier.wave"], model)
+            return self.cluster.helper(["luthier.searching.wave"], model)
         while self.spares:
             if (spare := self.spares.pop(0)).returncode is None:
                 return spare

@@ -1,7 +1,7 @@
 """The trials of a search as their folders tell them: making one, which may be handed out, what people wish meanwhile.
 
 Lives here: a search's folder, and the folders of its trials beside it. Does not live here: the processes that train
-them (`searching.py`), which values are tried and which trial is weak (`trials/`).
+them (`lead.py`), which values are tried and which trial is weak (`trials/`).
 
 Nothing else holds state: whoever opens the roster anew finds what was there.
 """

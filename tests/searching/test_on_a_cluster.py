@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from luthier import roster, runs, spec
+from luthier import runs, spec
 from luthier.runs import Run, Stepped
+from luthier.searching import roster
 from luthier.studio import Studio
 from tests import raycluster, rows
 from tests.raycluster import TOKEN, Nodes, needs_ray

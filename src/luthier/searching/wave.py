@@ -1,4 +1,4 @@
-"""A process that trains trials of a search in the slots of one loop: `python -m luthier.wave`.
+"""A process that trains trials of a search in the slots of one loop: `python -m luthier.searching.wave`.
 
 It asks the search for trials over its standard output, a line of JSON each question, and reads an answer line to each:
 
@@ -12,7 +12,7 @@ It asks the search for trials over its standard output, a line of JSON each ques
 Every other line it says is for the log. It saves and ends where it is asked to by a signal, or where its standard input
 ends, because the search is gone.
 
-Lives here: the process and its pipe. Does not live here: the work (`riding.py`), the search (`searching.py`).
+Lives here: the process and its pipe. Does not live here: the work (`riding.py`), the search (`lead.py`).
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> int:
         signal.signal(number, lambda *_: asked.set())
     pipe = Pipe(asked.is_set)
     with lasting():
-        from luthier import riding  # heavy: before anybody says what to do
+        from luthier.searching import riding  # heavy: before anybody says what to do
 
     if (told := pipe.read()) is None:
         return 0

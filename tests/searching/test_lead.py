@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 import luthier
-from luthier import engines, handing, hardware, logbook, roster, runs, searching, spec, worker
+from luthier import engines, hardware, logbook, runs, spec, worker
 from luthier.errors import DataError, LuthierError, NotFound, SpecError, TrainingError
 from luthier.runs import Noted, Run
+from luthier.searching import handing, lead, roster
 from luthier.studio import Studio, report, winner
 from luthier.trials import board, record, space
 from tests import rows
@@ -58,7 +59,7 @@ def studio(
 
     def start(run: Run) -> Run:
         if run.facts.get("kind") == "search":
-            worker.work(run.path, lambda: False, searching.carry)
+            worker.work(run.path, lambda: False, lead.carry)
         elif run.state == "done":  # the winner
             tested.append(run.id)
             (run.path / "report.json").write_text("{}")
@@ -69,7 +70,7 @@ def studio(
     monkeypatch.setattr(engines, "Helper", waves)
     monkeypatch.setattr(handing, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr("luthier.workbench.judge", lambda experiment, dataset: None)
-    monkeypatch.setattr(searching.report, "read_json", lambda path: None)
+    monkeypatch.setattr(lead.report, "read_json", lambda path: None)
     return Studio(tmp_path / "home")
 
 
@@ -230,12 +231,12 @@ def test_the_winner_stays_the_best_while_it_answers_the_test(
 
     def start(run: Run) -> Run:
         if run.facts.get("kind") == "search":
-            worker.work(run.path, lambda: False, searching.carry)
+            worker.work(run.path, lambda: False, lead.carry)
         else:
             search = studio.find(run.facts["search"])
             with runs.owned(run.path):
                 assert runs.load(run.path).state == "running"
-                seen.append(searching.board_of(search))
+                seen.append(lead.board_of(search))
             (run.path / "report.json").write_text("{}")
         return runs.update(run.path, {"state": "done"})
 
@@ -244,7 +245,7 @@ def test_the_winner_stays_the_best_while_it_answers_the_test(
     [found] = seen
     assert found.winner is not None and found.winner.run_id == search.facts["best"] and found.winner.state == "done"
     runs.update(studio.find(search.facts["best"]).path, {"state": "stopped"})
-    assert searching.board_of(search).best == found.best
+    assert lead.board_of(search).best == found.best
 
 
 # --- budget
@@ -441,8 +442,8 @@ def test_stopped_at_any_moment_it_goes_on_and_nothing_runs_twice(
         assert search.state in ("queued", "stopped")
         asked.clear()
         with pytest.MonkeyPatch.context() as here:
-            here.setattr(searching, "judge", lambda roster, best, stop: None)
-            worker.work(search.path, asked.is_set, searching.carry)
+            here.setattr(lead, "judge", lambda roster, best, stop: None)
+            worker.work(search.path, asked.is_set, lead.carry)
         assert "running" not in states(search)
         if runs.load(search.path).state == "stopped":
             assert board.read_json(search.path / board.FILE).state == "stopped" and (search.path / board.PAGE).is_file()
@@ -550,10 +551,10 @@ def test_processes_that_wait_are_used_first_and_none_is_left(
 
     def start(run: Run) -> Run:
         if run.facts.get("kind") == "search":
-            spares = [waves(["luthier.wave"], tmp_path) for _ in range(3)]
+            spares = [waves(["luthier.searching.wave"], tmp_path) for _ in range(3)]
             spares[0].returncode = 1
             carried.append(spares)
-            worker.work(run.path, lambda: False, lambda run, stop: searching.carry(run, stop, spares))
+            worker.work(run.path, lambda: False, lambda run, stop: lead.carry(run, stop, spares))
         else:
             (run.path / "report.json").write_text("{}")
         return runs.load(run.path)
@@ -586,8 +587,8 @@ def test_another_process_imports_while_the_first_one_measures(
 
     def start(run: Run) -> Run:
         if run.facts.get("kind") == "search":
-            spare = waves(["luthier.wave"], tmp_path)
-            worker.work(run.path, lambda: False, lambda run, stop: searching.carry(run, stop, [spare]))
+            spare = waves(["luthier.searching.wave"], tmp_path)
+            worker.work(run.path, lambda: False, lambda run, stop: lead.carry(run, stop, [spare]))
         else:
             (run.path / "report.json").write_text("{}")
         return runs.load(run.path)

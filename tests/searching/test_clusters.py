@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from luthier import clusters, engines, settings
+from luthier import engines, settings
 from luthier.errors import MissingExtra, SpecError, TrainingError
+from luthier.searching import clusters
 from tests import raycluster
 from tests.raycluster import TOKEN, Nodes, needs_ray
 

@@ -1,7 +1,7 @@
 """Processes on the nodes of a Ray cluster, in place of those that `engines.Helper` starts here.
 
 Lives here: connecting to a cluster, which must ask for a token; how many processes it has room for; a process on it.
-Does not live here: what the processes do (`wave.py`), or who gives them work (`searching.py`).
+Does not live here: what the processes do (`wave.py`), or who gives them work (`lead.py`).
 
 A process is held by an actor on its node, which ends with the driver: the one that connected. A node that dies looks
 like a process that died. Nothing stands in the cluster: all that is known stands in the home folder, which every node

@@ -1,5 +1,5 @@
 """The process of a search: its trials, the best of them, the best once more with other seeds, and the best on the test.
-`python -m luthier.searching [RUN]`; without one it is told which.
+`python -m luthier.searching.lead [RUN]`; without one it is told which.
 
 Lives here: the order of a search's work. Does not live here: who trains the trials (`handing.py`), their folders
 (`roster.py`), what is made of them (`trials/`). It computes nothing, and imports nothing heavy.
@@ -18,14 +18,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from luthier import engines, errors, handing, hardware, runs, spec, worker
+from luthier import engines, errors, hardware, runs, spec, worker
 from luthier.engines import Helper
 from luthier.errors import LuthierError, TrainingError
 from luthier.evaluation import report
-from luthier.handing import Hands, cluster_of
 from luthier.logbook import Stopped
-from luthier.roster import Roster, in_words
 from luthier.runs import Finished, Run, Started, State
+from luthier.searching import handing
+from luthier.searching.handing import Hands, cluster_of
+from luthier.searching.roster import Roster, in_words
 from luthier.trials import board, conclude, page, record, rows, study
 from luthier.trials.board import Board
 from luthier.worker import Stop

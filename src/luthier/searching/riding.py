@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from luthier import hardware, logbook, ownership, runs, sharing, spec, workbench
+from luthier import hardware, logbook, ownership, runs, spec, workbench
 from luthier.errors import TrainingError
 from luthier.logbook import Diary, Stopped
 from luthier.models import adapters, methods
 from luthier.models.methods import Tuned
 from luthier.runs import Evaluated, Event, Finished, Run, Started
-from luthier.sharing import Group, Laid
+from luthier.searching import sharing
+from luthier.searching.sharing import Group, Laid
 from luthier.spec import Training
 from luthier.train import placing
 from luthier.train.loop import Asked, Job, Wishes, Worth, train
