@@ -92,24 +92,21 @@ def test_a_row_is_the_trie_of_its_sequences(shares: list[Share]) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(_shares())
-def test_segments_and_their_masks_are_the_ancestor_relation(shares: list[Share]) -> None:
-    """Every token is a query of one segment, and sees there, once each, exactly what the rule lets it see."""
+def test_stems_and_rectangles_are_the_ancestor_relation(shares: list[Share]) -> None:
+    """Triangles and rectangles cover, once each, exactly the pairs of tokens that the rule lets see each other."""
     (batch,) = flat_batches(shares, budget=10_000)
-    where = layout(batch.positions_T, True, torch.device("cpu"))
+    where = layout(batch.positions_T, batch.ends_T, True, torch.device("cpu"))
     size = len(batch.tokens_T)
     seen = np.zeros((size, size), int)
-    everything = torch.arange(size)
-    order = everything if where.queries_T is None else where.queries_T
-    visible = everything if where.keys_K is None else where.keys_K
-    own_ones = order.split([n * length for _, length, n in where.groups])
-    paths = visible.split([n * (ancestors + length) for ancestors, length, n in where.groups])
-    for (ancestors, length, _), queries, keys in zip(where.groups, own_ones, paths, strict=True):
-        mask = where.mask(ancestors, length, None)
-        mask = torch.ones(length, ancestors + length, dtype=torch.bool) if mask is None else mask
-        for own, path in zip(queries.view(-1, length), keys.view(-1, ancestors + length), strict=True):
-            assert path[ancestors:].tolist() == own.tolist() == list(range(own[0], own[0] + length))
-            for query, row in zip(own.tolist(), mask, strict=True):
-                np.add.at(seen[query], path[row].numpy(), 1)
+    order = torch.arange(size) if where.rows_T is None else where.rows_T
+    for run, n, first in where.runs:
+        triangle = where.mask(first, first, None)
+        for own in order[run].view(n, -1).tolist():
+            assert own == list(range(own[0], own[0] + len(own))) and len(own) == first.stop - first.start
+            seen[np.ix_(own, own)] += 1 if triangle is None else triangle.numpy()
+    for stem, below in where.below:
+        assert where.mask(below, stem, None) is None
+        seen[below, stem] += 1
     i, j = np.arange(size)[:, None], np.arange(size)
     assert (seen == ((j <= i) & (i < batch.ends_T[j]))).all()
     assert (order if where.place_T is None else order[where.place_T]).tolist() == list(range(size))

@@ -58,7 +58,7 @@ def test_attention_equals_the_masked_definition(
     scores = q @ k.repeat_interleave(H // G, 0).transpose(-1, -2) * 0.3
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     expected = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v.repeat_interleave(H // G, 0)
-    where = layout(batch.positions_T, not classes, torch.device("cpu"))
+    where = layout(batch.positions_T, batch.ends_T, not classes, torch.device("cpu"))
     ours = attend(q, k, v, where, scaling=0.3, window=window, softcap=softcap).transpose(0, 1)
     torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-5)
     weight = torch.randn(expected.shape, generator=draw)
@@ -75,14 +75,47 @@ def test_the_drawn_tree() -> None:
     batch = _flat([[10, 11, 12, 13], [10, 11, 12, 14], [10, 11, 15, 16]])
     assert batch.positions_T.tolist() == [0, 1, 2, 3, 3, 2, 3]
     assert batch.ends_T.tolist() == [7, 7, 5, 4, 5, 7, 7]
-    assert _groups(batch) == [(0, 4, 1), (3, 1, 1), (2, 2, 1)]
-
-
-def _groups(batch):
-    return layout(batch.positions_T, True, torch.device("cpu")).groups
+    found = layout(batch.positions_T, batch.ends_T, True, torch.device("cpu"))
+    assert found.below == [(slice(0, 2), slice(2, 7)), (slice(2, 3), slice(3, 5))]
+    assert [(n, stem) for _, n, stem in found.runs] == [(2, slice(0, 2)), (3, slice(2, 3))]
+    assert found.rows_T is not None and found.rows_T.tolist() == [0, 1, 5, 6, 2, 3, 4]
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_segments_of_one_shape_are_one_call(causal: bool) -> None:
+def test_stems_of_one_length_are_one_call(causal: bool) -> None:
     positions = np.concatenate([np.arange(4), np.arange(3), np.arange(4)])
-    assert layout(positions, causal, torch.device("cpu")).groups == [(0, 4, 2), (0, 3, 1)]
+    ends = np.repeat([4, 7, 11], [4, 3, 4])
+    found = layout(positions, ends, causal, torch.device("cpu"))
+    assert [(n, stem) for _, n, stem in found.runs] == [(2, slice(0, 4)), (1, slice(4, 7))] and not found.below
+
+
+def _row(spec: list[tuple[int, list[int]]]):
+    """A layout of stems with children, and random queries, keys and values for it."""
+    lists = [
+        [tree, *range(stem - 1), 100 + i, *range(own - 1)]
+        for tree, (stem, owns) in enumerate(spec, 9)
+        for i, own in enumerate(owns)
+    ]
+    batch = _flat(lists)
+    draw = torch.Generator().manual_seed(1)
+    rows = [torch.randn(heads, len(batch.tokens_T), 8, generator=draw) for heads in (4, 2, 2)]
+    return layout(batch.positions_T, batch.ends_T, True, torch.device("cpu")), rows
+
+
+def test_bfloat16_joins_parts_in_float32() -> None:
+    """No part is rounded on its way: the whole is as near to float32 as bfloat16's own rounding lets it."""
+    where, rows = _row([(40, [9, 30, 30]), (20, [5, 6])])
+    whole = attend(*(x.bfloat16().float() for x in rows), where)
+    halves = attend(*(x.bfloat16() for x in rows), where)
+    assert halves.dtype == torch.bfloat16
+    torch.testing.assert_close(halves.float(), whole, atol=0.02, rtol=0.02)
+
+
+def test_dropout_takes_from_every_part_and_keeps_the_mean() -> None:
+    where, rows = _row([(6, [2, 3, 3])])
+    torch.manual_seed(0)
+    drawn = torch.stack([attend(*rows, where, dropout=0.3) for _ in range(3000)])
+    assert not torch.equal(drawn[0], drawn[1])
+    plain = attend(*rows, where)
+    error = drawn.std(0) / len(drawn) ** 0.5
+    assert bool(((drawn.mean(0) - plain).abs() <= 5 * error + 1e-6).all())

@@ -87,7 +87,7 @@ def test_the_block_mask_is_the_rule(seed: int, sequences: int, longest: int, cau
     st.sampled_from([None, 5, 40]),
     st.sampled_from([None, 2.0]),
 )
-def test_forward_equals_the_segments(
+def test_forward_equals_the_stems(
     seed: int, longest: int, causal: bool, window: int | None, softcap: float | None
 ) -> None:
     batch = _row(seed, 6, longest, encoder=not causal)
@@ -97,21 +97,21 @@ def test_forward_equals_the_segments(
     said = {"scaling": 0.3, "window": window, "softcap": softcap}
     with torch.no_grad():
         ours = flex.attend(query, key, value, where, **said)
-        theirs = attention.attend(query, key, value, where.segments(), **said)
+        theirs = attention.attend(query, key, value, where.stems(), **said)
     assert ours.shape == theirs.shape
     torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
 
 
-def test_narrow_heads_and_dropout_take_the_segments() -> None:
+def test_narrow_heads_and_dropout_take_the_stems() -> None:
     batch = _row(1, 5, 30, encoder=False)
     where = Intervals(True, batch.positions_T, batch.ends_T, CPU)
     narrow = [torch.randn(2, len(batch.tokens_T), 8) for _ in range(3)]
-    assert torch.equal(flex.attend(*narrow, where), attention.attend(*narrow, where.segments()))
+    assert torch.equal(flex.attend(*narrow, where), attention.attend(*narrow, where.stems()))
     wide = [torch.randn(2, len(batch.tokens_T), 16) for _ in range(3)]
     torch.manual_seed(0)
     ours = flex.attend(*wide, where, dropout=0.5)
     torch.manual_seed(0)
-    assert torch.equal(ours, attention.attend(*wide, where.segments(), dropout=0.5))
+    assert torch.equal(ours, attention.attend(*wide, where.stems(), dropout=0.5))
 
 
 WIDE: dict[str, dict[str, int]] = {

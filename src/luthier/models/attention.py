@@ -5,18 +5,33 @@ The rule. In a row of token trees (drawn in `data/batches.py`) token i may atten
 encoder reads both ways: token i sees every token of its own segment (within a window, where
 `|positions[i] - positions[j]| < w`).
 
-How it is computed. The row is cut into *segments*: the longest runs in which each token is the child of the one before.
-All tokens of a segment have the same ancestors, a few ranges of the row, so a segment is an ordinary attention problem:
-its own queries against keys of [ancestors, itself], causal from the bottom right. Positions along a path count up by
-one, hence the mask of a segment depends on nothing but (ancestors, length, window), and segments of equal shape
-are one batched call of the fused kernel. No T × T matrix exists.
+How it is computed. The row is cut into *stems*: the longest runs in which each token is the only child of the one
+before. A stem's tokens see one another causally; whatever descends from it lies right behind it and sees all of it.
+So the T × T picture is made of triangles and rectangles of neighbouring rows, with nothing to gather and no mask. A
+stem a with two stems b and c below it:
 
-Letters: T stored tokens, H query heads, G key/value heads (G divides H), d head width, a ancestors, l segment length.
+           a a a b b c c
+        a  ◣
+        a  ■ ◣
+        a  ■ ■ ◣
+        b  ■ ■ ■ ◣              a's triangle 3 × 3 and rectangle 4 × 3,
+        b  ■ ■ ■ ■ ◣            the triangles of b and c, 2 × 2 each,
+        c  ■ ■ ■     ◣          as one batched call, being of one length
+        c  ■ ■ ■     ■ ◣
+
+What a token finds in several parts p is put together by their weights: with s_p = log Σ exp(scores in p) and s their
+log-sum-exp, `out = Σ exp(s_p - s) · out_p`. Backward, each part is given the whole's `out` and `s` in place of its own,
+and the parts' gradients add up. (So Liu et al. 2023, arXiv 2310.01889, join blocks of keys that lie on several
+devices; the kernel itself is that of Dao et al. 2022, arXiv 2205.14135.)
+
+Letters: T stored tokens, H query heads, G key/value heads (G divides H), d head width, n stems of one length l, P rows
+of all parts together.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,60 +40,66 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+UNSEEN = -1e30  # a score nobody looks at: finite, so that a row which sees nothing of a part has no weight, and no NaN
+
 
 @dataclass(slots=True)
 class Layout:
-    """Where the segments of a flat row lie. Built once a micro-batch, read by every layer.
+    """Where the stems of a flat row lie. Built once a micro-batch, read by every layer.
 
-    A group holds n segments of one shape. `queries_T` and `keys_K` are row indices, group after group: n·l and
-    n·(a + l) of them each; `place_T` puts the groups' outputs back into the order of the row. None: the row as it lies.
-    One gathering for all groups, because the gradient of each is a new row of zeros to add into.
+    Stems of one length are a *run*: `runs` are (rows of `rows_T`, n, the first of its stems), `rows_T` the row's
+    indices run after run and `place_T` what puts them back; None: the row as it lies. `below` are the rectangles: a
+    stem and the tokens that descend from it.
     """
 
     causal: bool
-    groups: list[tuple[int, int, int]]  # (ancestors, length, n)
-    queries_T: Tensor | None
-    keys_K: Tensor | None
+    positions_T: np.ndarray
+    runs: list[tuple[slice, int, slice]]
+    rows_T: Tensor | None
     place_T: Tensor | None
+    below: list[tuple[slice, slice]]
     device: torch.device
-    masks: dict[tuple[int, int, int | None], Tensor | None] = field(default_factory=dict)
+    masks: dict[tuple[int, int, int, int, int | None], Tensor | None] = field(default_factory=dict)
 
-    def mask(self, ancestors: int, length: int, window: int | None) -> Tensor | None:
-        """(l, a + l) bool, True where a query may look; None where it may look everywhere."""
-        shape = (ancestors, length, window)
-        if shape not in self.masks:
-            self.masks[shape] = _mask(self.causal, ancestors, length, window, self.device)
-        return self.masks[shape]
+    def mask(self, queries: slice, keys: slice, window: int | None) -> Tensor | None:
+        """(queries, keys) bool, True where a token may look; None where all may look at all. Both lie on one path."""
+        name = (queries.start, queries.stop, keys.start, keys.stop, window)
+        if name not in self.masks:
+            behind = self.positions_T[queries, None] - self.positions_T[keys]
+            seen = behind >= 0 if self.causal else np.ones_like(behind, bool)
+            if window is not None:
+                seen &= np.abs(behind) < window
+            self.masks[name] = None if seen.all() else torch.from_numpy(seen).to(self.device)
+        return self.masks[name]
 
 
-def layout(positions_T: np.ndarray, causal: bool, device: torch.device) -> Layout:
-    """Find the segments of a row from the depths of its tokens.
+def layout(positions_T: np.ndarray, ends_T: np.ndarray, causal: bool, device: torch.device) -> Layout:
+    """Find the stems of a row, in depth-first order, from where its tokens stand and where their descendants end.
 
-    The row is in depth-first order, so token t continues the segment of t - 1 exactly if it lies one deeper; otherwise
-    it starts a new one whose ancestors are the first `positions[t]` tokens of the path that led to t - 1.
+    A token continues the stem of the one before if it lies one deeper and ends where that one ends.
     """
-    starts = np.flatnonzero(np.diff(positions_T, prepend=-2) != 1)
-    stops = np.append(starts[1:], len(positions_T))
-    path = np.empty(0, np.int64)
-    shapes: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
-    for start, stop in zip(starts, stops, strict=True):
-        own = np.arange(start, stop)
-        path = np.concatenate([path[: positions_T[start]], own])
-        shapes[len(path) - len(own), len(own)].append((own, path))
-    groups = [(ancestors, length, len(members)) for (ancestors, length), members in shapes.items()]
-    queries = np.concatenate([own for members in shapes.values() for own, _ in members])
-    keys = np.concatenate([path for members in shapes.values() for _, path in members])
-    queries_T, keys_K, place_T = (
-        _index(rows, len(positions_T), device) for rows in (queries, keys, np.argsort(queries))
-    )
-    return Layout(causal, groups, queries_T, keys_K, place_T, device)
+    goes_on = (np.diff(positions_T) == 1) & (np.diff(ends_T) == 0)
+    starts = np.flatnonzero(np.append(True, ~goes_on))
+    stems = [slice(*edges) for edges in zip(starts.tolist(), [*starts[1:].tolist(), len(positions_T)], strict=True)]
+    by_length: dict[int, list[slice]] = defaultdict(list)
+    for stem in stems:
+        by_length[stem.stop - stem.start].append(stem)
+    runs, rows, size = [], [], 0
+    for length, alike in by_length.items():
+        runs.append((slice(size, size := size + length * len(alike)), len(alike), alike[0]))
+        rows += [np.arange(stem.start, stem.stop) for stem in alike]
+    order = np.concatenate(rows)
+    rows_T, place_T = (_index(each, device) for each in (order, np.argsort(order)))
+    last = ends_T[[stem.stop - 1 for stem in stems]].tolist()
+    below = [(stem, slice(stem.stop, end)) for stem, end in zip(stems, last, strict=True) if end > stem.stop]
+    return Layout(causal, positions_T, runs, rows_T, place_T, below, device)
 
 
-def _index(rows: np.ndarray, count: int, device: torch.device) -> Tensor | None:
+def _index(rows: np.ndarray, device: torch.device) -> Tensor | None:
     """The rows as an index, or None where they are all rows in order."""
-    if len(rows) == count and (rows == np.arange(count)).all():
-        return None
-    return torch.from_numpy(rows).to(device)
+    return None if (np.diff(rows) == 1).all() else torch.from_numpy(rows).to(device)
 
 
 def attend(
@@ -96,71 +117,142 @@ def attend(
     Equal to `softmax(scaling · q kᵀ + mask) v` with the rule above; `scaling` None means 1/√d, `softcap` c squeezes the
     scores to `c · tanh(score / c)` before the mask (Gemma 2, arXiv 2408.00118).
     """
-    outputs = []
-    seen = [n * (ancestors + length) for ancestors, length, n in where.groups]
-    queries = _take(query_HTd, where.queries_T).split([n * length for _, length, n in where.groups])
-    keys, values = _take(key_GTd, where.keys_K).split(seen), _take(value_GTd, where.keys_K).split(seen)
-    for (ancestors, length, n), *rows in zip(where.groups, queries, keys, values, strict=True):
-        q, k, v = (part.view(n, -1, *part.shape[1:]).transpose(1, 2) for part in rows)
-        mask = where.mask(ancestors, length, window)
-        if softcap is None:
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-            )
-        else:
-            out = _capped(q, k, v, mask, scaling, softcap)
-        outputs.append(out.transpose(1, 2).reshape(n * length, *out.shape[1::2]))
-    out_THd = torch.cat(outputs)
-    return out_THd if where.place_T is None else out_THd.index_select(0, where.place_T)
+    query, key, value = (x.transpose(0, 1) for x in (query_HTd, key_GTd, value_GTd))  # as the projections wrote them
+    scale = query_HTd.shape[-1] ** -0.5 if scaling is None else scaling
+    if window is not None and window > where.positions_T.max():
+        window = None
+    if softcap is None and not dropout and query_HTd.device.type == "cpu":
+        out_THd: Tensor = Fused.apply(query, key, value, where, scale, window)
+        return out_THd
+    return _explicit(query, key, value, where, scale, dropout, window, softcap)
 
 
-def _take(x_HTd: Tensor, rows: Tensor | None) -> Tensor:
-    """Rows of `(H, T, d)` as `(len(rows), H, d)`.
+class Fused(torch.autograd.Function):
+    """The row's attention by torch's fused kernel for CPUs, part by part. Keeps what it was given, `out` and `s`."""
 
-    Gathered along the first dimension of `(T, H, d)`, which is how the projections wrote it: along any other, torch
-    would first copy the whole row.
-    """
-    x_THd = x_HTd.transpose(0, 1)
-    return x_THd if rows is None else x_THd.index_select(0, rows)
+    @staticmethod
+    def forward(
+        ctx: Any, query_THd: Tensor, key_TGd: Tensor, value_TGd: Tensor, where: Layout, scale: float, window: int | None
+    ) -> Tensor:
+        rows = [_take(x, where.rows_T) for x in (query_THd, key_TGd, value_TGd)]
+        found = [
+            _part([x[run] for x in rows], n, _bias(where, stem, stem, window, query_THd), where.causal, scale)
+            for run, n, stem in where.runs
+        ]
+        out_THd, sums_TH = (_take(torch.cat(each), where.place_T) for each in zip(*found, strict=True))
+        whole_THd = out_THd.float() if out_THd.itemsize < 4 else out_THd
+        for stem, below in where.below:
+            bias = _bias(where, below, stem, window, query_THd)
+            part, sums = _part([query_THd[below], key_TGd[stem], value_TGd[stem]], 1, bias, False, scale)
+            weight = torch.sigmoid(sums - sums_TH[below])
+            whole_THd[below].lerp_(part.to(whole_THd.dtype), weight[..., None])
+            torch.logaddexp(sums_TH[below], sums, out=sums_TH[below])
+        out_THd = whole_THd.to(query_THd.dtype)
+        ctx.save_for_backward(query_THd, key_TGd, value_TGd, out_THd, sums_TH)
+        ctx.where, ctx.scale, ctx.window = where, scale, window
+        return out_THd
+
+    @staticmethod
+    def backward(ctx: Any, grad_THd: Tensor) -> tuple[Tensor | None, ...]:
+        query_THd, key_TGd, value_TGd, out_THd, sums_TH = ctx.saved_tensors
+        where, scale, window = ctx.where, ctx.scale, ctx.window
+        rows = [_take(x, where.rows_T) for x in (grad_THd, query_THd, key_TGd, value_TGd, out_THd, sums_TH)]
+        found = [
+            _part_backward([x[run] for x in rows], n, _bias(where, stem, stem, window, query_THd), where.causal, scale)
+            for run, n, stem in where.runs
+        ]
+        grads = [_take(torch.cat(each), where.place_T) for each in zip(*found, strict=True)]
+        for stem, below in where.below:
+            part = [grad_THd[below], query_THd[below], key_TGd[stem], value_TGd[stem], out_THd[below], sums_TH[below]]
+            more = _part_backward(part, 1, _bias(where, below, stem, window, query_THd), False, scale)
+            for grad, place, each in zip(grads, (below, stem, stem), more, strict=True):
+                grad[place] += each
+        return *grads, None, None, None
 
 
-def _mask(causal: bool, ancestors: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
-    keys = torch.arange(ancestors + length, device=device)
-    queries = torch.arange(ancestors, ancestors + length, device=device)[:, None]
-    behind = queries - keys
-    if causal:
-        seen = behind >= 0
-        if window is not None:
-            seen &= behind < window
-    else:
-        seen = torch.ones_like(behind, dtype=torch.bool) if window is None else behind.abs() < window
-    return None if bool(seen.all()) else seen
+def _part(rows: Sequence[Tensor], n: int, bias: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """One part of n stems, or one stem and what is below: `out`, and `s`, which is -inf where nothing is seen."""
+    out, sums = _forward(*(_cut(x, n) for x in rows), 0.0, causal and bias is None, attn_mask=bias, scale=scale)
+    if bias is not None:
+        sums = sums.masked_fill((bias == -torch.inf).all(-1), -torch.inf)
+    return _row(out), _row(sums)
 
 
-def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, softcap: float) -> Tensor:
-    share = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-    scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
-    scores = softcap * torch.tanh(scores / softcap)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.float().softmax(-1).to(q.dtype) @ v
+def _part_backward(rows: Sequence[Tensor], n: int, bias: Tensor | None, causal: bool, scale: float) -> list[Tensor]:
+    """Gradients of a part's queries, keys and values, given those of the whole output, itself and its `s`."""
+    parts = [_cut(x, n) for x in rows]
+    return [_row(x) for x in _backward(*parts, 0.0, causal and bias is None, attn_mask=bias, scale=scale)]
+
+
+def _bias(where: Layout, queries: slice, keys: slice, window: int | None, like: Tensor) -> Tensor | None:
+    """What the kernel adds to scores where a window hides some; the bare triangle it knows by itself."""
+    seen = None if window is None else where.mask(queries, keys, window)
+    return None if seen is None else like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+
+
+def _cut(x: Tensor, n: int) -> Tensor:
+    """Rows of n equal parts, `(n · l, H, …)`, as `(n, H, l, …)`."""
+    return x.unflatten(0, (n, -1)).transpose(1, 2)
+
+
+def _row(x: Tensor) -> Tensor:
+    """`(n, H, l, …)` as rows, `(n · l, H, …)`."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _take(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
+
+
+def _explicit(
+    query_THd: Tensor,
+    key_TGd: Tensor,
+    value_TGd: Tensor,
+    where: Layout,
+    scale: float,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """The same by its formula, for what the fused kernel cannot: squeezed scores, dropout, another device."""
+    share = query_THd.shape[1] // key_TGd.shape[1]
+    rows = [query_THd, key_TGd.repeat_interleave(share, 1), value_TGd.repeat_interleave(share, 1)]
+    taken = [_take(x, where.rows_T) for x in rows]
+    parts = [([x[run] for x in taken], n, where.mask(stem, stem, window)) for run, n, stem in where.runs]
+    for stem, below in where.below:
+        parts.append(([rows[0][below], rows[1][stem], rows[2][stem]], 1, where.mask(below, stem, window)))
+    outs, sums = [], []
+    for each, n, seen in parts:
+        q, k, v = (_cut(x, n) for x in each)
+        scores = (q @ k.transpose(-1, -2) * scale).float()
+        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+        scores = scores if seen is None else scores.masked_fill(~seen, UNSEEN)
+        sums.append(_row(scores.logsumexp(-1)))
+        outs.append(_row(F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v))
+    every_T = torch.arange(len(query_THd), device=where.device)
+    rows_P = torch.cat([_take(every_T, where.rows_T), *(every_T[below] for _, below in where.below)])
+    return _joined(torch.cat(outs), torch.cat(sums), rows_P, len(query_THd)).to(query_THd.dtype)
+
+
+def _joined(out_PHd: Tensor, sums_PH: Tensor, rows_P: Tensor, tokens: int) -> Tensor:
+    """`(T, H, d)` float32: what each row found in its parts, by their weights."""
+    top_TH = sums_PH.new_full((tokens, sums_PH.shape[1]), -torch.inf)
+    top_TH.scatter_reduce_(0, rows_P[:, None].expand_as(sums_PH), sums_PH.detach(), "amax")
+    weight_PH = (sums_PH - top_TH[rows_P]).exp()
+    total_TH = torch.zeros_like(top_TH).index_add(0, rows_P, weight_PH)
+    whole = weight_PH.new_zeros(tokens, *out_PHd.shape[1:]).index_add(0, rows_P, out_PHd * weight_PH[..., None])
+    return whole / total_TH[..., None]
 
 
 class Outline(torch.autograd.Function):
-    """`attend` without numbers, for tensors of torch's meta device: gives `(T, H, d)`, and keeps for the backward pass
-    what the fused kernel keeps: gathered queries, keys and values, the output, one sum a row and head, the masks."""
+    """`Fused` without numbers, for tensors of torch's meta device: gives `(T, H, d)`, and keeps what that keeps."""
 
     @staticmethod
-    def forward(ctx: Any, query_HTd: Tensor, key_GTd: Tensor, value_GTd: Tensor, where: Layout) -> Tensor:
-        heads, tokens, width = query_HTd.shape
-        gathered = sum(n * (ancestors + length) for ancestors, length, n in where.groups)
-        masks = sum(length * (ancestors + length) for ancestors, length, _ in where.groups if length > 1)
-        kept = [(tokens, heads, width), (gathered, len(key_GTd), width), (gathered, len(value_GTd), width)]
-        ctx.save_for_backward(*(query_HTd.new_empty(shape) for shape in [*kept, kept[0], (tokens, heads), (masks,)]))
-        ctx.shapes = query_HTd.shape, key_GTd.shape, value_GTd.shape
-        return query_HTd.new_empty(tokens, heads, value_GTd.shape[-1])
+    def forward(ctx: Any, query_THd: Tensor, key_TGd: Tensor, value_TGd: Tensor) -> Tensor:
+        out_THd = query_THd.new_empty(*query_THd.shape[:2], value_TGd.shape[-1])
+        ctx.save_for_backward(query_THd, key_TGd, value_TGd, out_THd, query_THd.new_empty(query_THd.shape[:2]))
+        return out_THd
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad.new_empty(shape) for shape in ctx.shapes), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])

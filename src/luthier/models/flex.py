@@ -50,10 +50,10 @@ class Intervals:
             self.masks[window] = block_mask(self, window)
         return self.masks[window]
 
-    def segments(self) -> attention.Layout:
+    def stems(self) -> attention.Layout:
         """The same row for `attention.attend`."""
         if self.cut is None:
-            self.cut = attention.layout(self.positions_T, self.causal, self.device)
+            self.cut = attention.layout(self.positions_T, self.ends_T, self.causal, self.device)
         return self.cut
 
     def starts(self) -> np.ndarray:
@@ -74,7 +74,7 @@ def attend(
 ) -> Tensor:
     """Attention of every token of the row over what it may see, `(T, H, d)`; what `attention.attend` gives."""
     if dropout or query_HTd.shape[-1] < LEAST_WIDTH:
-        return attention.attend(query_HTd, key_GTd, value_GTd, where.segments(), scaling, dropout, window, softcap)
+        return attention.attend(query_HTd, key_GTd, value_GTd, where.stems(), scaling, dropout, window, softcap)
     out_1HTd = _kernel(query_HTd.device.type)(
         query_HTd[None],
         key_GTd[None],

@@ -51,7 +51,7 @@ def _attention(
         said["layout"].append(module)
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
     if query.is_meta:
-        return Outline.apply(query[0], key[0], value[0], said["layout"])[None], None
+        return Outline.apply(*(x[0].transpose(0, 1) for x in (query, key, value)))[None], None
     scaling, dropout = said.get("scaling"), said.get("dropout", 0.0)
     window, softcap = said.get("sliding_window"), said.get("softcap")
     sequences = len(query)  # several: of slots that share the layers below (`lower.py`)
@@ -222,7 +222,7 @@ class Forward:
         self.position_offset = position_offset
         self.start_id = start_id if start_id is not None else 0  # only an encoder-decoder has one
         self.head = _head_of(model) if family != "seq2seq" else model
-        self.fused = model.device.type == "cuda"  # one kernel for the whole row (`flex.py`), or one call a segment
+        self.fused = model.device.type == "cuda"  # one kernel for the whole row (`flex.py`), or part by part
         self.mean_pooling = model.config.to_dict().get("classifier_pooling") == "mean"
         self.asked = AskedRows(model)
         self.lower = Lower(model.base_model)
@@ -340,7 +340,7 @@ class Forward:
     def _layout(self, positions_T: np.ndarray, ends_T: np.ndarray) -> Seen:
         if self.fused:
             return flex.Intervals(self.family == "causal", positions_T, ends_T, self.model.device)
-        return layout(positions_T, self.family == "causal", self.model.device)
+        return layout(positions_T, ends_T, self.family == "causal", self.model.device)
 
     def _padded_call(self, batch: PaddedBatch, prompts: Mapping[int, Tensor]) -> dict[str, Any]:
         """Sequences on the left, what is behind their ends masked; positions given where the model takes any."""
