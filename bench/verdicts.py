@@ -49,7 +49,7 @@ TASKS = {  # model, task, what else the file says
     "tanaka_ja_en": (
         STORIES,
         "translation",
-        '  template: "日本語: {input}\\n英語:"\nevaluation: {metrics: [chrf, bleu, rouge_l, exact_match]}\n',
+        '  template: "日本語: {input}\\n英語:"\nevaluation: {metrics: [chrf, bleu, rougeL, exact_match]}\n',
     ),
 }
 

@@ -85,8 +85,8 @@ def test_a_loss_that_hardly_moved_asks_for_a_higher_rate() -> None:
     found = judged(training(lambda t: 2.3 - 0.05 * t, 0.02), validation(lambda t: 2.31 - 0.05 * t))
     assert (found.kind, found.path, found.old, found.new) == ("under-fitting", "training.learning_rate", 2e-4, 6e-4)
     assert found.evidence == (
-        "Under-fitting: training loss hardly moved, from 2.294 to 2.256; validation loss is 2.260, 0.004 above it, and "
-        "lowest at the end."
+        "Under-fitting: training loss hardly moved, from 2.294 to 2.256 (too low a rate, or rows that teach this base "
+        "nothing new); validation loss is 2.260, 0.004 above it, and lowest at the end."
     )
     assert judged(training(lambda t: 2.3, 0)).path == "training.learning_rate"  # a constant loss
 

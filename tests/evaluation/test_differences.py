@@ -73,9 +73,11 @@ def test_every_group_is_counted_as_by_hand(tmp_path: Path) -> None:
         assert each.difference == pytest.approx(each.tuned - each.base)
         expected = statistics.share_difference(both, fixed, broken, each.n - both - fixed - broken)
         assert (each.low, each.high) == pytest.approx(expected)
-    for by in ("author", "class", "length"):
+    for by in ("author", "class"):
         worst_first = [each.difference for each in found if each.by == by]
         assert worst_first == sorted(worst_first)
+    rising = [each.name for each in found if each.by == "length"]
+    assert rising == [name for by, name in members if by == "length"]
 
 
 def test_a_metric_with_degrees_counts_rows_that_moved_by_more_than_it_says(tmp_path: Path) -> None:

@@ -155,7 +155,8 @@ def fit(curve: Curve, knobs: Knobs) -> Fit | None:
         said = f"Unsteady: training loss rose from {_short(_mean(lowest))} to {_short(last)} at the end."
         return Fit("unsteady", said, *_rate(knobs, 1 / 3))
     if last > NOTHING_LEFT and first - last < MOVED * first:
-        said = f"Under-fitting: training loss hardly moved, from {_short(first)} to {_short(last)}{_gap(curve, last)}."
+        moved = f"from {_short(first)} to {_short(last)} (too low a rate, or rows that teach this base nothing new)"
+        said = f"Under-fitting: training loss hardly moved, {moved}{_gap(curve, last)}."
         return Fit("under-fitting", said, *_rate(knobs, 3))
     before = _mean(parts[-2])
     if last > NOTHING_LEFT and last < before * (1 - FALLING) and _differ(parts[-2], parts[-1]) and _follows(curve):

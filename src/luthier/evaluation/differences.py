@@ -132,14 +132,15 @@ def _lengths(questions: Sequence[Question]) -> dict[str, frozenset[str]]:
     names = [f"up to {edges[0]:,} characters"]
     names += [f"{low + 1:,} to {high:,} characters" for low, high in itertools.pairwise(edges)]
     names.append(f"over {edges[-1]:,} characters")
-    return _by({row: names[int(np.searchsorted(edges, size))] for row, size in sizes.items()})
+    found = _by({row: names[int(np.searchsorted(edges, size))] for row, size in sizes.items()})
+    return {name: found[name] for name in names if name in found}
 
 
 # ---------------------------------------------------------------------------------------------------------- the scores
 
 
 def slices(rows: Sequence[Row], lead: Metric, groups: Grouped) -> tuple[Slice, ...]:
-    """Every group under the leading metric, kind by kind, the worst first: the one that tuning hurt most.
+    """Every group under the leading metric, kind by kind, the worst first: the one that tuning hurt most. Lengths rise.
 
     Of classes and groups those with fewer than FEWEST rows, and those beyond the MOST largest, are joined as "other".
     A group in which the metric has no value is left out; so is a kind of which one group would be left.
@@ -153,7 +154,7 @@ def slices(rows: Sequence[Row], lead: Metric, groups: Grouped) -> tuple[Slice, .
         scored = [_slice(by, name, some, lead, compared) for name, some in members.items()]
         told = [each for each in scored if each is not None]
         if len(told) > 1 or by == "slice":
-            found += sorted(told, key=lambda each: _badness(each, lead))
+            found += told if by == "length" else sorted(told, key=lambda each: _badness(each, lead))
     return tuple(found)
 
 

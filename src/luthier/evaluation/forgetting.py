@@ -18,6 +18,7 @@ from luthier.data.examples import Encoded, Example, content_id
 from luthier.evaluation import statistics
 from luthier.evaluation.metrics import METRICS
 from luthier.evaluation.predictions import Question, Row
+from luthier.evaluation.words import times
 
 if TYPE_CHECKING:
     from luthier.data.encode import Rules
@@ -144,7 +145,9 @@ def _perplexity(name: str, rows: Sequence[Row], vocabulary: int) -> Forgotten | 
 def _sentence(name: str, told: tuple[float, float], ratio: tuple[float, float, float], strange: bool) -> str:
     """`general English: perplexity 41 → 55, 1.34 times (1.21–1.48): the model has forgotten`"""
     value, low, high = ratio
-    head = f"{name}: perplexity {_three(told[0])} → {_three(told[1])}, {value:.2f} times ({low:.2f}–{high:.2f})"
+    head = (
+        f"{name}: perplexity {_three(told[0])} → {_three(told[1])}, {times(value)} times ({times(low)}–{times(high)})"
+    )
     if strange:
         return f"{head}: strange to the base all along, so nothing is forgotten"
     if low > FORGOTTEN:

@@ -16,6 +16,7 @@ import numpy as np
 from luthier.evaluation import charts, metrics, statistics
 from luthier.evaluation.metrics import Metric, Prediction
 from luthier.evaluation.report import Comparison, Report, say_p
+from luthier.evaluation.words import times
 
 COUNTED_CLASSES = 12  # a larger confusion matrix is a picture: its counts stand in lists
 DRAWN_CLASSES = 150  # a still larger one only in lists
@@ -216,7 +217,7 @@ def forgetting(found: Sequence[Mapping[str, Any]]) -> list[Before]:
             changed = f"{each['after'] - each['before']:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
             tone = "good" if low > 0 else "bad" if high < 0 else "dim"
         else:
-            ends, changed = (bottom, top, True), f"× {ratio:.2f} ({low:.2f}–{high:.2f})"
+            ends, changed = (bottom, top, True), f"× {times(ratio)} ({times(low)}–{times(high)})"
             tone = "dim" if each.get("strange") else "bad" if low > 1 else "good" if high < 1 else "dim"
         before_at, after_at = (charts.share_of(each[when], *ends) for when in ("before", "after"))
         before, after = (_short(each[when]) for when in ("before", "after"))

@@ -43,6 +43,15 @@ def say_p(p: float) -> str:
     return f"p = {p:#.2g}"
 
 
+def times(ratio: float) -> str:
+    """A ratio with two decimals, of a small one its first digit.
+
+    >>> times(6.651), times(0.29), times(0.00018)
+    ('6.65', '0.29', '0.0002')
+    """
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.1g}"
+
+
 def round_up(rows: int) -> int:
     """Two digits are all an estimate of rows has."""
     unit = 10 ** max(0, len(str(rows)) - 2)
