@@ -235,7 +235,8 @@ def _ask(up: _Climb) -> list[Row]:
             up.notes += [note for note in found["notes"] if note not in up.notes]
             rows = predictions.read(up.folder / name / rungs.ANSWERS)
             up.answers[name] = predictions.side(rows, "base")
-            remark = f"{found['shots']} examples of train" if shots else "most frequent class" if encoder else ""
+            plural = "" if found["shots"] == 1 else "s"
+            remark = f"{found['shots']} example{plural} of train" if shots else "most frequent class" if encoder else ""
             up.found[name] = Rung(name, "done", remark, tokens=found["tokens"], shots=found["shots"])
             bare = bare or rows
     return bare

@@ -78,7 +78,10 @@ def test_the_dearest_pays_where_all_others_are_worse_and_the_cheapest_where_noth
     assert "LoRA 0.50" in pays.sentence
     same = concluded({"zero-shot": 30, "lora": 30})
     assert same.answer == same.best == "zero-shot"
-    assert same.sentence == "zero-shot is enough: no rung is better than the cheapest"
+    assert same.sentence == "nothing beats zero-shot: no rung is better than the cheapest"
+    hidden = concluded({"zero-shot": 0, "lora": 1, "full": 0})
+    assert (hidden.answer, hidden.best) == ("zero-shot", "lora")
+    assert hidden.sentence.startswith("nothing is shown to beat zero-shot: no other rung is significantly better.")
 
 
 def test_a_failed_rung_is_told_and_takes_no_part() -> None:

@@ -193,17 +193,19 @@ def _scores(rows: Sequence[Prediction], metrics: Sequence[Metric]) -> dict[str, 
 
 
 def _sentence(answer: str, best: str, compared: Mapping[str, Comparison], lead: Metric) -> str:
-    """`LoRA is enough: …`, `full pays: …`, or `zero-shot is enough: no rung is better`."""
+    """`LoRA is enough: …`, `full pays: …`, or of the cheapest, which need be no good: `nothing beats zero-shot: …`."""
     if answer != best:
         found = compared[answer]
         said = f"{TITLES[answer]} is enough: the cheapest rung that is not significantly worse than the best"
+        if answer == min(compared, key=list(TITLES).index):
+            said = f"nothing is shown to beat {TITLES[answer]}: no other rung is significantly better"
         score = Score(0.0, found.low, found.high, found.n)
         d = digits_of(score, lead.top)
         seen = f"{found.n:,} rows show a difference of {found.smallest:.{d}f} four times in five"
         return f"{said}. {_upper(found.sentence)}. {seen}"
     cheaper = [name for name in compared if list(TITLES).index(name) < list(TITLES).index(best)]
     if not cheaper:
-        return f"{TITLES[best]} is enough: no rung is better than the cheapest"
+        return f"nothing beats {TITLES[best]}: no rung is better than the cheapest"
     nearest = compared[cheaper[-1]]
     return f"{TITLES[best]} pays: every cheaper rung is significantly worse. {_upper(nearest.sentence)}"
 
