@@ -111,6 +111,24 @@ def test_bfloat16_joins_parts_in_float32() -> None:
     torch.testing.assert_close(halves.float(), whole, atol=0.02, rtol=0.02)
 
 
+def test_values_may_be_of_another_width_than_keys() -> None:
+    """As in DeepSeek's latent attention; each column of the values is weighed alike, so halves and whole agree."""
+    where, (q, k, v) = _row([(6, [2, 3, 3])])
+    torch.testing.assert_close(attend(q, k, v[..., :4], where), attend(q, k, v, where)[..., :4])
+
+
+def test_gradients_that_are_one_number_written_once() -> None:
+    """What `sum` gives back has no memory of its own; nor need what comes in lie side by side."""
+    where, rows = _row([(6, [2, 3, 3])])
+    spread = [x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in rows]
+    dense = [x.clone().requires_grad_() for x in rows]
+    assert spread[0].stride(-1) != 1
+    ours = torch.autograd.grad(attend(*spread, where).sum(), spread)
+    theirs = torch.autograd.grad((attend(*dense, where) * torch.ones(8)).sum(), dense)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_dropout_takes_from_every_part_and_keeps_the_mean() -> None:
     where, rows = _row([(6, [2, 3, 3])])
     torch.manual_seed(0)

@@ -117,11 +117,12 @@ def attend(
     Equal to `softmax(scaling · q kᵀ + mask) v` with the rule above; `scaling` None means 1/√d, `softcap` c squeezes the
     scores to `c · tanh(score / c)` before the mask (Gemma 2, arXiv 2408.00118).
     """
-    query, key, value = (x.transpose(0, 1) for x in (query_HTd, key_GTd, value_GTd))  # as the projections wrote them
+    query, key, value = (_dense(x.transpose(0, 1)) for x in (query_HTd, key_GTd, value_GTd))
     scale = query_HTd.shape[-1] ** -0.5 if scaling is None else scaling
     if window is not None and window > where.positions_T.max():
         window = None
-    if softcap is None and not dropout and query_HTd.device.type == "cpu":
+    alike = query_HTd.device.type == "cpu" and query_HTd.shape[-1] == value_GTd.shape[-1]
+    if alike and softcap is None and not dropout:
         out_THd: Tensor = Fused.apply(query, key, value, where, scale, window)
         return out_THd
     return _explicit(query, key, value, where, scale, dropout, window, softcap)
@@ -155,6 +156,7 @@ class Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_THd: Tensor) -> tuple[Tensor | None, ...]:
         query_THd, key_TGd, value_TGd, out_THd, sums_TH = ctx.saved_tensors
+        grad_THd = _dense(grad_THd)
         where, scale, window = ctx.where, ctx.scale, ctx.window
         rows = [_take(x, where.rows_T) for x in (grad_THd, query_THd, key_TGd, value_TGd, out_THd, sums_TH)]
         found = [
@@ -190,6 +192,11 @@ def _bias(where: Layout, queries: slice, keys: slice, window: int | None, like: 
     return None if seen is None else like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
 
 
+def _dense(x_THd: Tensor) -> Tensor:
+    """As the projections wrote it, if the numbers of a head lie side by side, which the kernel takes for granted."""
+    return x_THd if x_THd.stride(-1) == 1 else x_THd.contiguous()
+
+
 def _cut(x: Tensor, n: int) -> Tensor:
     """Rows of n equal parts, `(n · l, H, …)`, as `(n, H, l, …)`."""
     return x.unflatten(0, (n, -1)).transpose(1, 2)
@@ -214,7 +221,8 @@ def _explicit(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """The same by its formula, for what the fused kernel cannot: squeezed scores, dropout, another device."""
+    """The same by its formula, for what the fused kernel cannot: squeezed scores, dropout, values of
+    another width than keys (DeepSeek's latent attention), another device."""
     share = query_THd.shape[1] // key_TGd.shape[1]
     rows = [query_THd, key_TGd.repeat_interleave(share, 1), value_TGd.repeat_interleave(share, 1)]
     taken = [_take(x, where.rows_T) for x in rows]
