@@ -2,8 +2,8 @@
 
     python bench/verdicts.py HOME [TASK …]      HOME keeps runs and reports: an interrupted session goes on
 
-Every tuned rung is bounded to UPDATES updates and every test to LIMIT rows, so that all six fit into half an hour of
-one core; what more training gives is not the question here. Needs the folder `shared`.
+Every tuned rung is bounded to UPDATES updates and every test to LIMIT rows (`evaluate` takes all of validation), so
+that all six fit into an hour of one core; what more training gives is not the question here. Needs the folder `shared`.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ def carry(task: str, home: Path) -> dict:
         "evaluate": judged["verdict"],
         "ladder": climbed["answer"],
         "rungs": {rung["name"]: rung.get("scores") for rung in climbed["rungs"]},
+        "choices": {rung["name"]: rung["choice"] for rung in climbed["rungs"] if rung.get("choice")},
         "compare": {name: [test["sentence"] for test in each] for name, each in compared["tests"].items()},
         "seconds": {
             "tune": tune_seconds,

@@ -314,7 +314,7 @@ def _concluded(up: _Climb) -> Ladder:
     given, dataset = up.base.experiment, up.base.dataset
     what = {"name": up.folder.name, "model": given.model.name, "dataset": dataset.fingerprint, "task": dataset.task}
     told = [up.found[name] for name in TITLES if name in up.found]
-    found = ladder.conclude(what, told, up.answers, metrics.by_name(up.metric_names), up.notes)
+    found = ladder.conclude(what, told, up.answers, metrics.by_name(up.metric_names), up.notes, given.data.group_by)
     ladder.write_json(found, up.folder / JSON)
     disk.write_whole(up.folder / PAGE, ladder_page.render(found))
     return found

@@ -6,13 +6,14 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data.batches import FlatBatch, Share, flat_batches, padded_batches, stored_tokens
 from luthier.data.examples import Encoded
-from luthier.models.attention import layout
+from luthier.models import attention
 
 Node = tuple  # (slot, example or "" where prefixes are shared, *tokens up to and including its own)
 
@@ -92,24 +93,32 @@ def test_a_row_is_the_trie_of_its_sequences(shares: list[Share]) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(_shares())
-def test_stems_and_rectangles_are_the_ancestor_relation(shares: list[Share]) -> None:
-    """Triangles and rectangles cover, once each, exactly the pairs of tokens that the rule lets see each other."""
+def test_parts_are_the_ancestor_relation(shares: list[Share]) -> None:
+    """Triangles and rectangles cover, once each, exactly the pairs of tokens that the rule lets see each other, however
+    many stems are trunks; what copies see is nobody's."""
     (batch,) = flat_batches(shares, budget=10_000)
-    where = layout(batch.positions_T, batch.ends_T, True, torch.device("cpu"))
     size = len(batch.tokens_T)
-    seen = np.zeros((size, size), int)
-    order = torch.arange(size) if where.rows_T is None else where.rows_T
-    for run, n, first in where.runs:
-        triangle = where.mask(first, first, None)
-        for own in order[run].view(n, -1).tolist():
-            assert own == list(range(own[0], own[0] + len(own))) and len(own) == first.stop - first.start
-            seen[np.ix_(own, own)] += 1 if triangle is None else triangle.numpy()
-    for stem, below in where.below:
-        assert where.mask(below, stem, None) is None
-        seen[below, stem] += 1
     i, j = np.arange(size)[:, None], np.arange(size)
-    assert (seen == ((j <= i) & (i < batch.ends_T[j]))).all()
-    assert (order if where.place_T is None else order[where.place_T]).tolist() == list(range(size))
+    rule = (j <= i) & (i < batch.ends_T[j])
+    for call in (64, 0, -64):
+        with pytest.MonkeyPatch.context() as here:
+            here.setattr(attention, "CALL", call)
+            where = attention.layout(batch.positions_T, batch.ends_T, True, torch.device("cpu"))
+        rows = torch.arange(size) if where.rows_P is None else where.rows_P
+        copies = torch.zeros(len(rows), dtype=torch.bool) if where.copies_P is None else where.copies_P
+        seen = np.zeros((size, size), int)
+        for part in where.stems:
+            triangle = part.mask(True, None, where.device)
+            for block, copied in zip(
+                rows[part.queries].view(part.n, -1), copies[part.queries].view(part.n, -1), strict=True
+            ):
+                mask = np.ones((len(block), len(block)), bool) if triangle is None else triangle.numpy()
+                np.add.at(seen, np.ix_(block[~copied], block), mask[~copied.numpy()])
+        for part in where.trunks:
+            assert part.mask(True, None, where.device) is None
+            seen[part.queries, part.keys] += 1
+        assert (seen == rule).all()
+        assert (rows if where.place_T is None else rows[where.place_T]).tolist() == list(range(size))
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,27 @@ def test_the_dearest_pays_where_all_others_are_worse_and_the_cheapest_where_noth
     hidden = concluded({"zero-shot": 0, "lora": 1, "full": 0})
     assert (hidden.answer, hidden.best) == ("zero-shot", "lora")
     assert hidden.sentence.startswith("nothing is shown to beat zero-shot: no other rung is significantly better.")
+
+
+def test_rows_of_one_group_count_as_one_context() -> None:
+    """Sixty rows gained, all of three documents of twenty: sure if rows were independent, not if documents are."""
+    told = {
+        name: [replace(row, columns={"document": i // 20}) for i, row in enumerate(answers(right))]
+        for name, right in {"zero-shot": 0, "lora": 60}.items()
+    }
+    alone = conclude(WHAT, done(*told), told, EXACT)
+    grouped = conclude(WHAT, done(*told), told, EXACT, grouped_by="document")
+    assert alone.answer == "lora" and grouped.answer == "zero-shot"
+    scores = grouped.rungs[1].scores
+    assert scores is not None and scores["exact_match"].groups == 5
+    assert "5 groups" in grouped.sentence
+
+
+def test_a_rung_that_is_alone_beats_nobody() -> None:
+    found = conclude(WHAT, done("lora"), {"lora": answers(30)}, EXACT)
+    assert (
+        found.answer == "lora" and found.sentence == "LoRA alone came to its end: there is nothing to compare it with"
+    )
 
 
 def test_a_failed_rung_is_told_and_takes_no_part() -> None:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from luthier.evaluation import forms, metrics, normalisers, overlap, sql_room
+from luthier.evaluation import forms, metrics, normalisers, overlap, sql_room, words
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_token_f1_of_nothing() -> None:
     assert [overlap.token_f1(*pair) for pair in [("", ""), ("a", ""), ("", "a")]] == [1, 0, 0]
 
 
-@pytest.mark.parametrize("module", [overlap, normalisers, forms, metrics, sql_room])
+@pytest.mark.parametrize("module", [overlap, normalisers, forms, metrics, sql_room, words])
 def test_the_examples_are_true(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted and not found.failed

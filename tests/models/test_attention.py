@@ -1,4 +1,4 @@
-"""The interval rule of a flat row, and attention over its segments, against their definitions."""
+"""The interval rule of a flat row, and attention over its parts, against their definitions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from luthier.data.batches import Share, flat_batches
 from luthier.data.examples import Encoded
+from luthier.models import attention
 from luthier.models.attention import attend, layout
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=9)
@@ -41,10 +42,11 @@ def test_interval_rule_is_the_ancestor_relation(lists: list[list[int]]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(sequences, st.sampled_from([None, 2, 3]), st.sampled_from([None, 5.0]), st.booleans())
+@given(sequences, st.sampled_from([None, 2, 3]), st.sampled_from([None, 5.0]), st.booleans(), st.booleans())
 def test_attention_equals_the_masked_definition(
-    lists: list[list[int]], window: int | None, softcap: float | None, classes: bool
+    lists: list[list[int]], window: int | None, softcap: float | None, classes: bool, copies: bool
 ) -> None:
+    """Whether stems are copied or, as if calling the kernel cost nothing, trunks as soon as three share one."""
     batch = _flat(lists, classes)
     T, H, G, d = len(batch.tokens_T), 4, 2, 8
     draw = torch.Generator().manual_seed(0)
@@ -58,7 +60,10 @@ def test_attention_equals_the_masked_definition(
     scores = q @ k.repeat_interleave(H // G, 0).transpose(-1, -2) * 0.3
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     expected = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v.repeat_interleave(H // G, 0)
-    where = layout(batch.positions_T, batch.ends_T, not classes, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as here:
+        here.setattr(attention, "CALL", 64 if copies else -64)
+        where = layout(batch.positions_T, batch.ends_T, not classes, torch.device("cpu"))
+    assert not (copies and where.trunks) and not (where.trunks and classes)
     ours = attend(q, k, v, where, scaling=0.3, window=window, softcap=softcap).transpose(0, 1)
     torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-5)
     weight = torch.randn(expected.shape, generator=draw)
@@ -76,9 +81,27 @@ def test_the_drawn_tree() -> None:
     assert batch.positions_T.tolist() == [0, 1, 2, 3, 3, 2, 3]
     assert batch.ends_T.tolist() == [7, 7, 5, 4, 5, 7, 7]
     found = layout(batch.positions_T, batch.ends_T, True, torch.device("cpu"))
-    assert found.below == [(slice(0, 2), slice(2, 7)), (slice(2, 3), slice(3, 5))]
-    assert [(n, stem) for _, n, stem in found.runs] == [(2, slice(0, 2)), (3, slice(2, 3))]
-    assert found.rows_T is not None and found.rows_T.tolist() == [0, 1, 5, 6, 2, 3, 4]
+    assert not found.trunks  # [10, 11] and [12] stand before 13, and are copied before the others who share them
+    assert found.rows_P is not None and found.place_T is not None and found.copies_P is not None
+    assert sorted(_blocks(found)) == [[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5, 6]]
+    assert found.rows_P[found.place_T].tolist() == list(range(7))
+    assert sorted(found.rows_P[~found.copies_P].tolist()) == list(range(7)) and found.copies_P.sum() == 5
+
+
+def _blocks(found) -> list[list[int]]:
+    assert found.rows_P is not None
+    return [rows for part in found.stems for rows in found.rows_P[part.queries].view(part.n, -1).tolist()]
+
+
+def test_a_long_stem_that_many_share_is_a_trunk() -> None:
+    """Its rectangle is cheaper than so many copies; a short one above it is copied before it as well."""
+    shared = list(range(100, 160))
+    batch = _flat([[7, *shared, 10 * i, 10 * i + 1] for i in range(5)] + [[7, 9]])
+    found = layout(batch.positions_T, batch.ends_T, True, torch.device("cpu"))
+    [trunk] = found.trunks
+    at = batch.tokens_T.tolist().index(100)
+    assert (trunk.keys, trunk.queries) == (slice(at, at + 60), slice(at + 60, at + 70))
+    assert [0, *range(at, at + 60)] in _blocks(found) and [0, at + 60, at + 61] in _blocks(found)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -86,7 +109,7 @@ def test_stems_of_one_length_are_one_call(causal: bool) -> None:
     positions = np.concatenate([np.arange(4), np.arange(3), np.arange(4)])
     ends = np.repeat([4, 7, 11], [4, 3, 4])
     found = layout(positions, ends, causal, torch.device("cpu"))
-    assert [(n, stem) for _, n, stem in found.runs] == [(2, slice(0, 4)), (1, slice(4, 7))] and not found.below
+    assert [part.n for part in found.stems] == [2, 1] and not found.trunks
 
 
 def _row(spec: list[tuple[int, list[int]]]):

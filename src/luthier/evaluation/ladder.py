@@ -17,6 +17,7 @@ from luthier import disk
 from luthier.errors import DataError
 from luthier.evaluation.metrics import Metric, Prediction, measure
 from luthier.evaluation.report import Comparison, Outcome, digits_of, verdict
+from luthier.evaluation.words import begun
 from luthier.runs import Score
 
 TITLES = {
@@ -141,24 +142,28 @@ def conclude(
     answers: Mapping[str, Sequence[Prediction]],
     metrics: Sequence[Metric],
     notes: Sequence[str] = (),
+    grouped_by: str | None = None,
 ) -> Ladder:
     """Score every rung that is done on the rows all of them answered, test each against the best, name the cheapest.
 
-    `ladder`: its name, model, dataset, task. Raises DataError where no rung, or no row, can be compared.
+    `ladder`: its name, model, dataset, task. `grouped_by`: the column whose equal values mark rows that share a
+    context. Raises DataError where no rung, or no row, can be compared.
     """
     done = [rung.name for rung in rungs if rung.state == "done"]
     if not done:
         raise DataError("no rung came to its end: there is nothing to compare")
     same, notes = _same_rows([answers[name] for name in done], notes)
     rows = dict(zip(done, same, strict=True))
-    scores = {name: _scores(rows[name], metrics) for name in done}
+    scores = {name: _scores(rows[name], metrics, grouped_by) for name in done}
     lead = next((metric for metric in metrics if all(metric.name in scores[name] for name in done)), None)
     if lead is None:
         raise DataError("no metric has a value for every rung")
     sign = 1 if lead.higher_is_better else -1
     best = max(done, key=lambda name: sign * scores[name][lead.name].value)  # of equals the first, which is cheaper
     compared = {
-        name: verdict(lead, rows[name], rows[best], (TITLES[name], TITLES[best])) for name in done if name != best
+        name: verdict(lead, rows[name], rows[best], (TITLES[name], TITLES[best]), grouped_by)
+        for name in done
+        if name != best
     }
     answer = cheapest(done, best, {name: each.outcome for name, each in compared.items()})
     told = [
@@ -187,8 +192,8 @@ def _same_rows(
     return [[each[row] for row in order] for each in known], notes
 
 
-def _scores(rows: Sequence[Prediction], metrics: Sequence[Metric]) -> dict[str, Score]:
-    measured = {metric.name: measure(metric, rows) for metric in metrics}
+def _scores(rows: Sequence[Prediction], metrics: Sequence[Metric], grouped_by: str | None) -> dict[str, Score]:
+    measured = {metric.name: measure(metric, rows, grouped_by) for metric in metrics}
     return {name: found.score for name, found in measured.items() if found is not None}
 
 
@@ -202,16 +207,14 @@ def _sentence(answer: str, best: str, compared: Mapping[str, Comparison], lead: 
         score = Score(0.0, found.low, found.high, found.n)
         d = digits_of(score, lead.top)
         seen = f"{found.n:,} rows show a difference of {found.smallest:.{d}f} four times in five"
-        return f"{said}. {_upper(found.sentence)}. {seen}"
+        return f"{said}. {begun(found.sentence)}. {seen}"
     cheaper = [name for name in compared if list(TITLES).index(name) < list(TITLES).index(best)]
+    if not compared:
+        return f"{TITLES[best]} alone came to its end: there is nothing to compare it with"
     if not cheaper:
         return f"nothing beats {TITLES[best]}: no rung is better than the cheapest"
     nearest = compared[cheaper[-1]]
-    return f"{TITLES[best]} pays: every cheaper rung is significantly worse. {_upper(nearest.sentence)}"
-
-
-def _upper(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+    return f"{TITLES[best]} pays: every cheaper rung is significantly worse. {begun(nearest.sentence)}"
 
 
 # ------------------------------------------------------------------------------------------------------------- on disk

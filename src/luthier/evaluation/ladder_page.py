@@ -15,6 +15,7 @@ from luthier import sheet
 from luthier.evaluation import charts, metrics
 from luthier.evaluation.ladder import Choice, Ladder, Rung
 from luthier.evaluation.report import digits_of, say, say_p
+from luthier.evaluation.words import begun
 
 WIDTH, HEIGHT = 352.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 14.0, 44.0
@@ -35,9 +36,10 @@ def render(ladder: Ladder) -> str:
     values = {
         "lad": ladder,
         "title": title,
-        "tone": "open" if ladder.answer == ladder.rungs[0].name else "good",
-        "answer": answer[0].upper() + answer[1:],
-        "reason": reason.strip()[0].upper() + reason.strip()[1:],
+        "heading": begun(title),
+        "tone": "open" if ladder.answer == numbered[1].name else "good",
+        "answer": begun(answer),
+        "reason": begun(reason.strip()),
         "lines": [_line(rung, _number(rung, numbered), ladder, top) for rung in ladder.rungs],
         "panels": _panels(numbered, ladder),
         "others": _others(ladder),

@@ -19,6 +19,7 @@ from luthier.evaluation.curves import WELL, Curve
 from luthier.evaluation.metrics import Metric
 from luthier.evaluation.predictions import Row, side
 from luthier.evaluation.report import Comparison, Report, digits_of, say
+from luthier.evaluation.words import begun
 from luthier.runs import Score
 
 Setting = tuple[str, Any, str]  # path, value, where it comes from
@@ -54,7 +55,7 @@ def render(
         "r": report,
         "s": report.subject,
         "other": other,
-        "names": {"tuned": "Tuned", "base": other[:1].upper() + other[1:]},
+        "names": {"tuned": "Tuned", "base": begun(other)},
         "box": _box(report, lead),
         "bars": [_bar(metric, report) for metric in scored],
         "table": _table(rows, lead),
@@ -102,7 +103,7 @@ def _box(report: Report, lead: Metric | None) -> Box:
     compared = report.comparisons.get(lead.name) if lead else None
     if lead is None or compared is None:
         return Box("open", "Scored, with nothing to compare with.", report.verdict)
-    what = lead.title[0].upper() + lead.title[1:]
+    what = begun(lead.title)
     tone: Literal["good", "bad", "open"] = "open"
     if compared.outcome == "cannot tell":
         title = f"Cannot tell whether tuning helped. {what} differs by {_signed(compared.difference, lead)}, and the "

@@ -6,6 +6,7 @@ Does not live here: the sentences these stand in (`report.py`, `seeds.py`).
 from __future__ import annotations
 
 import math
+import re
 
 from luthier.runs import Score
 
@@ -43,13 +44,25 @@ def say_p(p: float) -> str:
     return f"p = {p:#.2g}"
 
 
-def times(ratio: float) -> str:
-    """A ratio with two decimals, of a small one its first digit.
+def begun(text: str) -> str:
+    """A text as the beginning of a sentence; a name that has capitals of its own keeps them.
 
-    >>> times(6.651), times(0.29), times(0.00018)
-    ('6.65', '0.29', '0.0002')
+    >>> begun("exact match"), begun("macro-F1"), begun("chrF")
+    ('Exact match', 'Macro-F1', 'chrF')
     """
-    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.1g}"
+    first = re.match(r"\w*", text)
+    return text[:1].upper() + text[1:] if first and first[0].islower() else text
+
+
+def times(ratio: float) -> str:
+    """A ratio with two decimals, of a small one its first digit, of a large one no decimals.
+
+    >>> times(6.651), times(0.29), times(0.00018), times(0.00001), times(78432.58)
+    ('6.65', '0.29', '0.0002', '0.0000', '78,433')
+    """
+    if ratio >= 100:
+        return f"{ratio:,.0f}"
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.1g}" if ratio >= 1e-4 else "0.0000"
 
 
 def round_up(rows: int) -> int:

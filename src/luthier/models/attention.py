@@ -7,8 +7,7 @@ encoder reads both ways: token i sees every token of its own segment (within a w
 
 How it is computed. The row is cut into *stems*: the longest runs in which each token is the only child of the one
 before. A stem's tokens see one another causally; whatever descends from it lies right behind it and sees all of it.
-So the T × T picture is made of triangles and rectangles of neighbouring rows, with nothing to gather and no mask. A
-stem a with two stems b and c below it:
+So the T × T picture is made of triangles and rectangles of neighbouring rows. A stem a with two stems b and c below it:
 
            a a a b b c c
         a  ◣
@@ -24,8 +23,12 @@ log-sum-exp, `out = Σ exp(s_p - s) · out_p`. Backward, each part is given the 
 and the parts' gradients add up. (So Liu et al. 2023, arXiv 2310.01889, join blocks of keys that lie on several
 devices; the kernel itself is that of Dao et al. 2022, arXiv 2205.14135.)
 
-Letters: T stored tokens, H query heads, G key/value heads (G divides H), d head width, n stems of one length l, P rows
-of all parts together.
+A rectangle costs a pass over all rows below it. That pays for a *trunk*, which many see and which is long. A short
+stem ("Question:", or the first words that two questions share) stands before the first stem below it, as one with it,
+and a copy before each of the others: their triangles grow a little, and what a copy would find is thrown away.
+
+Letters: T stored tokens, P the same with copies, H query heads, G key/value heads (G divides H), d head width, n parts
+of one length l.
 """
 
 from __future__ import annotations
@@ -39,67 +42,105 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+# The one kernel that tells `s` and takes it back. Its name is torch's own: should it go, the formula does its work.
+KERNEL: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+KERNEL_BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+COPY, CALL = 2, 64  # what copying a row and calling the kernel cost, in rows below a trunk
 UNSEEN = -1e30  # a score nobody looks at: finite, so that a row which sees nothing of a part has no weight, and no NaN
 
 
 @dataclass(slots=True)
-class Layout:
-    """Where the stems of a flat row lie. Built once a micro-batch, read by every layer.
+class Part:
+    """Queries and the keys they see: n stems of one shape, each with what was copied before it, or a trunk's rectangle.
 
-    Stems of one length are a *run*: `runs` are (rows of `rows_T`, n, the first of its stems), `rows_T` the row's
-    indices run after run and `place_T` what puts them back; None: the row as it lies. `below` are the rectangles: a
-    stem and the tokens that descend from it.
+    `queries` and `keys` are rows: of P for stems, of T for a trunk; their positions are those of one of the n.
+    """
+
+    queries: slice
+    keys: slice
+    n: int
+    query_positions: np.ndarray
+    key_positions: np.ndarray
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def mask(self, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
+        """(l, keys) bool, True where a token may look; None where all may look at all."""
+        if window not in self.masks:
+            behind = self.query_positions[:, None] - self.key_positions
+            seen = behind >= 0 if causal else np.ones_like(behind, bool)
+            if window is not None:
+                seen &= np.abs(behind) < window
+            self.masks[window] = None if seen.all() else torch.from_numpy(seen).to(device)
+        return self.masks[window]
+
+    def hides(self, window: int | None) -> bool:
+        """Whether the window takes away anything."""
+        return window is not None and int(self.query_positions.max() - self.key_positions.min()) >= window
+
+
+@dataclass(slots=True)
+class Layout:
+    """How a flat row is cut. Built once a micro-batch, read by every layer.
+
+    `rows_P` are the rows of `stems`, part after part; `place_T` is where each token's own row lies there, `copies_P`
+    True where a row is a copy. None: the row as it lies, no copy.
     """
 
     causal: bool
-    positions_T: np.ndarray
-    runs: list[tuple[slice, int, slice]]
-    rows_T: Tensor | None
+    stems: list[Part]
+    trunks: list[Part]
+    rows_P: Tensor | None
     place_T: Tensor | None
-    below: list[tuple[slice, slice]]
+    copies_P: Tensor | None
+    tokens: int
     device: torch.device
-    masks: dict[tuple[int, int, int, int, int | None], Tensor | None] = field(default_factory=dict)
-
-    def mask(self, queries: slice, keys: slice, window: int | None) -> Tensor | None:
-        """(queries, keys) bool, True where a token may look; None where all may look at all. Both lie on one path."""
-        name = (queries.start, queries.stop, keys.start, keys.stop, window)
-        if name not in self.masks:
-            behind = self.positions_T[queries, None] - self.positions_T[keys]
-            seen = behind >= 0 if self.causal else np.ones_like(behind, bool)
-            if window is not None:
-                seen &= np.abs(behind) < window
-            self.masks[name] = None if seen.all() else torch.from_numpy(seen).to(self.device)
-        return self.masks[name]
 
 
 def layout(positions_T: np.ndarray, ends_T: np.ndarray, causal: bool, device: torch.device) -> Layout:
     """Find the stems of a row, in depth-first order, from where its tokens stand and where their descendants end.
 
-    A token continues the stem of the one before if it lies one deeper and ends where that one ends.
+    A token continues the stem of the one before if it lies one deeper and ends where that one ends. A stem is a trunk
+    if copies of it for all stems below would cost more than a pass over the rows below it.
     """
     goes_on = (np.diff(positions_T) == 1) & (np.diff(ends_T) == 0)
     starts = np.flatnonzero(np.append(True, ~goes_on))
-    stems = [slice(*edges) for edges in zip(starts.tolist(), [*starts[1:].tolist(), len(positions_T)], strict=True)]
-    by_length: dict[int, list[slice]] = defaultdict(list)
-    for stem in stems:
-        by_length[stem.stop - stem.start].append(stem)
-    runs, rows, size = [], [], 0
-    for length, alike in by_length.items():
-        runs.append((slice(size, size := size + length * len(alike)), len(alike), alike[0]))
-        rows += [np.arange(stem.start, stem.stop) for stem in alike]
-    order = np.concatenate(rows)
-    rows_T, place_T = (_index(each, device) for each in (order, np.argsort(order)))
-    last = ends_T[[stem.stop - 1 for stem in stems]].tolist()
-    below = [(stem, slice(stem.stop, end)) for stem, end in zip(stems, last, strict=True) if end > stem.stop]
-    return Layout(causal, positions_T, runs, rows_T, place_T, below, device)
-
-
-def _index(rows: np.ndarray, device: torch.device) -> Tensor | None:
-    """The rows as an index, or None where they are all rows in order."""
-    return None if (np.diff(rows) == 1).all() else torch.from_numpy(rows).to(device)
+    stops = np.append(starts[1:], len(positions_T))
+    ends = ends_T[stops - 1]
+    below = np.searchsorted(starts, ends) - np.searchsorted(starts, stops)  # stems
+    is_trunk = (below > 0) & (COPY * (stops - starts) * below > ends - stops + CALL)
+    trunks, above = list[Part](), list[tuple[int, np.ndarray]]()
+    alike = defaultdict[bytes, list[tuple[np.ndarray, int]]](list)
+    fresh = 0  # rows at the end of `above` that stand in no part yet: the first stem below takes them for its own
+    for start, stop, end, trunk in zip(starts.tolist(), stops.tolist(), ends.tolist(), is_trunk.tolist(), strict=True):
+        above = [(last, rows) for last, rows in above if last > start]
+        own = np.arange(start, stop)
+        if end > stop and not trunk:
+            above.append((end, own))
+            fresh += len(own)
+            continue
+        rows = np.concatenate([*(rows for _, rows in above), own])
+        alike[(positions_T[rows] - positions_T[rows[0]]).tobytes()].append((rows, len(rows) - len(own) - fresh))
+        fresh = 0
+        if trunk:
+            places = positions_T[stop:end], positions_T[start:stop]
+            trunks.append(Part(slice(stop, end), slice(start, stop), 1, *places))
+    stems, size = list[Part](), 0
+    for members in alike.values():
+        rows, _ = members[0]
+        part = slice(size, size := size + len(rows) * len(members))
+        stems.append(Part(part, part, len(members), positions_T[rows], positions_T[rows]))
+    every = [each for members in alike.values() for each in members]
+    rows_P = np.concatenate([rows for rows, _ in every])
+    copies_P = np.concatenate([np.arange(len(rows)) < copied for rows, copied in every])
+    found = Layout(causal, stems, trunks, None, None, None, len(positions_T), device)
+    if (np.diff(rows_P) != 1).any():
+        place_T = np.flatnonzero(~copies_P)[np.argsort(rows_P[~copies_P])]
+        found.rows_P, found.place_T = (torch.from_numpy(rows).to(device) for rows in (rows_P, place_T))
+    if copies_P.any():
+        found.copies_P = torch.from_numpy(copies_P).to(device)
+    return found
 
 
 def attend(
@@ -119,10 +160,8 @@ def attend(
     """
     query, key, value = (_dense(x.transpose(0, 1)) for x in (query_HTd, key_GTd, value_GTd))
     scale = query_HTd.shape[-1] ** -0.5 if scaling is None else scaling
-    if window is not None and window > where.positions_T.max():
-        window = None
-    alike = query_HTd.device.type == "cpu" and query_HTd.shape[-1] == value_GTd.shape[-1]
-    if alike and softcap is None and not dropout:
+    fits = query_HTd.device.type == "cpu" and query_HTd.shape[-1] == value_GTd.shape[-1] and KERNEL is not None
+    if fits and softcap is None and not dropout:
         out_THd: Tensor = Fused.apply(query, key, value, where, scale, window)
         return out_THd
     return _explicit(query, key, value, where, scale, dropout, window, softcap)
@@ -135,71 +174,73 @@ class Fused(torch.autograd.Function):
     def forward(
         ctx: Any, query_THd: Tensor, key_TGd: Tensor, value_TGd: Tensor, where: Layout, scale: float, window: int | None
     ) -> Tensor:
-        rows = [_take(x, where.rows_T) for x in (query_THd, key_TGd, value_TGd)]
-        found = [
-            _part([x[run] for x in rows], n, _bias(where, stem, stem, window, query_THd), where.causal, scale)
-            for run, n, stem in where.runs
-        ]
+        inputs = query_THd, key_TGd, value_TGd
+        taken = [_take(x, where.rows_P) for x in inputs]
+        found = [_fused(part, taken, where, scale, window) for part in where.stems]
         out_THd, sums_TH = (_take(torch.cat(each), where.place_T) for each in zip(*found, strict=True))
         whole_THd = out_THd.float() if out_THd.itemsize < 4 else out_THd
-        for stem, below in where.below:
-            bias = _bias(where, below, stem, window, query_THd)
-            part, sums = _part([query_THd[below], key_TGd[stem], value_TGd[stem]], 1, bias, False, scale)
-            weight = torch.sigmoid(sums - sums_TH[below])
-            whole_THd[below].lerp_(part.to(whole_THd.dtype), weight[..., None])
-            torch.logaddexp(sums_TH[below], sums, out=sums_TH[below])
+        for part in where.trunks:
+            out, sums = _fused(part, inputs, where, scale, window)
+            weight = torch.sigmoid(sums - sums_TH[part.queries])
+            whole_THd[part.queries].lerp_(out.to(whole_THd.dtype), weight[..., None])
+            torch.logaddexp(sums_TH[part.queries], sums, out=sums_TH[part.queries])
         out_THd = whole_THd.to(query_THd.dtype)
-        ctx.save_for_backward(query_THd, key_TGd, value_TGd, out_THd, sums_TH)
+        ctx.save_for_backward(*inputs, out_THd, sums_TH)
         ctx.where, ctx.scale, ctx.window = where, scale, window
         return out_THd
 
     @staticmethod
     def backward(ctx: Any, grad_THd: Tensor) -> tuple[Tensor | None, ...]:
-        query_THd, key_TGd, value_TGd, out_THd, sums_TH = ctx.saved_tensors
-        grad_THd = _dense(grad_THd)
-        where, scale, window = ctx.where, ctx.scale, ctx.window
-        rows = [_take(x, where.rows_T) for x in (grad_THd, query_THd, key_TGd, value_TGd, out_THd, sums_TH)]
-        found = [
-            _part_backward([x[run] for x in rows], n, _bias(where, stem, stem, window, query_THd), where.causal, scale)
-            for run, n, stem in where.runs
-        ]
-        grads = [_take(torch.cat(each), where.place_T) for each in zip(*found, strict=True)]
-        for stem, below in where.below:
-            part = [grad_THd[below], query_THd[below], key_TGd[stem], value_TGd[stem], out_THd[below], sums_TH[below]]
-            more = _part_backward(part, 1, _bias(where, below, stem, window, query_THd), False, scale)
-            for grad, place, each in zip(grads, (below, stem, stem), more, strict=True):
+        where: Layout = ctx.where
+        rows = [_dense(grad_THd), *ctx.saved_tensors]
+        taken = [_take(x, where.rows_P) for x in rows]
+        if where.copies_P is not None:
+            taken[0].masked_fill_(where.copies_P[:, None, None], 0)  # nobody looks at what copies find
+        found = [_fused_backward(part, taken, where, ctx.scale, ctx.window) for part in where.stems]
+        query, key, value = (torch.cat(each) for each in zip(*found, strict=True))
+        grads = [_take(query, where.place_T), *(_given_back(x, where) for x in (key, value))]
+        for part in where.trunks:
+            more = _fused_backward(part, rows, where, ctx.scale, ctx.window)
+            for grad, place, each in zip(grads, (part.queries, part.keys, part.keys), more, strict=True):
                 grad[place] += each
         return *grads, None, None, None
 
 
-def _part(rows: Sequence[Tensor], n: int, bias: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """One part of n stems, or one stem and what is below: `out`, and `s`, which is -inf where nothing is seen."""
-    out, sums = _forward(*(_cut(x, n) for x in rows), 0.0, causal and bias is None, attn_mask=bias, scale=scale)
+def _fused(
+    part: Part, rows: Sequence[Tensor], where: Layout, scale: float, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """A part's `out`, and its `s`, which is -inf where a query sees nothing."""
+    places = part.queries, part.keys, part.keys
+    q, k, v = (_cut(x, place, part.n) for x, place in zip(rows, places, strict=True))
+    bias, causal = _bias(part, where, window, q)
+    out, sums = KERNEL(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
     if bias is not None:
         sums = sums.masked_fill((bias == -torch.inf).all(-1), -torch.inf)
     return _row(out), _row(sums)
 
 
-def _part_backward(rows: Sequence[Tensor], n: int, bias: Tensor | None, causal: bool, scale: float) -> list[Tensor]:
+def _fused_backward(
+    part: Part, rows: Sequence[Tensor], where: Layout, scale: float, window: int | None
+) -> list[Tensor]:
     """Gradients of a part's queries, keys and values, given those of the whole output, itself and its `s`."""
-    parts = [_cut(x, n) for x in rows]
-    return [_row(x) for x in _backward(*parts, 0.0, causal and bias is None, attn_mask=bias, scale=scale)]
+    places = part.queries, part.queries, part.keys, part.keys, part.queries, part.queries
+    cut = [_cut(x, place, part.n) for x, place in zip(rows, places, strict=True)]
+    bias, causal = _bias(part, where, window, cut[1])
+    found = KERNEL_BACKWARD(*cut, 0.0, causal, attn_mask=bias, scale=scale)
+    return [_row(x) for x in found]
 
 
-def _bias(where: Layout, queries: slice, keys: slice, window: int | None, like: Tensor) -> Tensor | None:
-    """What the kernel adds to scores where a window hides some; the bare triangle it knows by itself."""
-    seen = None if window is None else where.mask(queries, keys, window)
-    return None if seen is None else like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+def _bias(part: Part, where: Layout, window: int | None, like: Tensor) -> tuple[Tensor | None, bool]:
+    """What the kernel adds to scores where a window hides some; else whether it shall draw the triangle itself."""
+    if not part.hides(window):
+        return None, where.causal and part.queries == part.keys
+    seen = part.mask(where.causal, window, where.device)
+    return None if seen is None else like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf), False
 
 
-def _dense(x_THd: Tensor) -> Tensor:
-    """As the projections wrote it, if the numbers of a head lie side by side, which the kernel takes for granted."""
-    return x_THd if x_THd.stride(-1) == 1 else x_THd.contiguous()
-
-
-def _cut(x: Tensor, n: int) -> Tensor:
-    """Rows of n equal parts, `(n · l, H, …)`, as `(n, H, l, …)`."""
-    return x.unflatten(0, (n, -1)).transpose(1, 2)
+def _cut(x: Tensor, rows: slice, n: int) -> Tensor:
+    """Some rows, n equal parts of them, as `(n, H, l, …)`."""
+    return x[rows].unflatten(0, (n, -1)).transpose(1, 2)
 
 
 def _row(x: Tensor) -> Tensor:
@@ -209,6 +250,18 @@ def _row(x: Tensor) -> Tensor:
 
 def _take(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.index_select(0, rows)
+
+
+def _given_back(x_PGd: Tensor, where: Layout) -> Tensor:
+    """The gradients of rows and of their copies, added up, `(T, G, d)`."""
+    if where.rows_P is None or where.copies_P is None:
+        return _take(x_PGd, where.place_T)
+    return x_PGd.new_zeros(where.tokens, *x_PGd.shape[1:]).index_add_(0, where.rows_P, x_PGd)
+
+
+def _dense(x_THd: Tensor) -> Tensor:
+    """As the projections wrote it, if the numbers of a head lie side by side, which the kernel takes for granted."""
+    return x_THd if x_THd.stride(-1) == 1 else x_THd.contiguous()
 
 
 def _explicit(
@@ -221,29 +274,39 @@ def _explicit(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """The same by its formula, for what the fused kernel cannot: squeezed scores, dropout, values of
-    another width than keys (DeepSeek's latent attention), another device."""
-    share = query_THd.shape[1] // key_TGd.shape[1]
-    rows = [query_THd, key_TGd.repeat_interleave(share, 1), value_TGd.repeat_interleave(share, 1)]
-    taken = [_take(x, where.rows_T) for x in rows]
-    parts = [([x[run] for x in taken], n, where.mask(stem, stem, window)) for run, n, stem in where.runs]
-    for stem, below in where.below:
-        parts.append(([rows[0][below], rows[1][stem], rows[2][stem]], 1, where.mask(below, stem, window)))
-    outs, sums = [], []
-    for each, n, seen in parts:
-        q, k, v = (_cut(x, n) for x in each)
-        scores = (q @ k.transpose(-1, -2) * scale).float()
-        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-        scores = scores if seen is None else scores.masked_fill(~seen, UNSEEN)
-        sums.append(_row(scores.logsumexp(-1)))
-        outs.append(_row(F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v))
-    every_T = torch.arange(len(query_THd), device=where.device)
-    rows_P = torch.cat([_take(every_T, where.rows_T), *(every_T[below] for _, below in where.below)])
-    return _joined(torch.cat(outs), torch.cat(sums), rows_P, len(query_THd)).to(query_THd.dtype)
+    """The same by its formula, for what the fused kernel cannot: squeezed scores, dropout, values of another width than
+    keys (DeepSeek's latent attention), another device. Scores are made again for the backward pass, not kept."""
+    inputs = query_THd, key_TGd, value_TGd
+    taken = [_take(x, where.rows_P) for x in inputs]
+
+    def found(part: Part, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        places = part.queries, part.keys, part.keys
+        cut = [_cut(x, place, part.n) for x, place in zip(rows, places, strict=True)]
+        seen = part.mask(where.causal, window, where.device)
+        return checkpoint(_formula, *cut, seen, scale, dropout, softcap, use_reentrant=False)
+
+    outs, sums = zip(*(found(part, taken) for part in where.stems), strict=True)
+    own = [_take(torch.cat(each), where.place_T) for each in (outs, sums)]
+    outs, sums = zip(own, *(found(part, inputs) for part in where.trunks), strict=True)
+    every_T = torch.arange(where.tokens, device=where.device)
+    rows_P = torch.cat([every_T, *(every_T[part.queries] for part in where.trunks)])
+    return _joined(torch.cat(outs), torch.cat(sums), rows_P, where.tokens).to(query_THd.dtype)
+
+
+def _formula(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, dropout: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    share = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    scores = q @ k.transpose(-1, -2) * scale
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    scores = scores if seen is None else scores.masked_fill(~seen, UNSEEN)
+    return _row(F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v), _row(scores.logsumexp(-1))
 
 
 def _joined(out_PHd: Tensor, sums_PH: Tensor, rows_P: Tensor, tokens: int) -> Tensor:
-    """`(T, H, d)` float32: what each row found in its parts, by their weights."""
+    """`(T, H, d)` in the sums' precision: what each row found in its parts, by their weights."""
     top_TH = sums_PH.new_full((tokens, sums_PH.shape[1]), -torch.inf)
     top_TH.scatter_reduce_(0, rows_P[:, None].expand_as(sums_PH), sums_PH.detach(), "amax")
     weight_PH = (sums_PH - top_TH[rows_P]).exp()
@@ -258,7 +321,8 @@ class Outline(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query_THd: Tensor, key_TGd: Tensor, value_TGd: Tensor) -> Tensor:
         out_THd = query_THd.new_empty(*query_THd.shape[:2], value_TGd.shape[-1])
-        ctx.save_for_backward(query_THd, key_TGd, value_TGd, out_THd, query_THd.new_empty(query_THd.shape[:2]))
+        sums_TH = query_THd.new_empty(query_THd.shape[:2], dtype=torch.float32)
+        ctx.save_for_backward(query_THd, key_TGd, value_TGd, out_THd, sums_TH)
         return out_THd
 
     @staticmethod

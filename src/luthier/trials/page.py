@@ -15,6 +15,7 @@ from luthier import disk, sheet
 from luthier.evaluation.charts import share_of
 from luthier.evaluation.ladder_page import duration, weight
 from luthier.evaluation.report import say
+from luthier.evaluation.words import begun
 from luthier.trials import pictures
 from luthier.trials.board import Board, Entry, names, standing, value
 
@@ -31,6 +32,7 @@ def render(board: Board) -> str:
     title, detail = _headline(board)
     values = {
         "b": board,
+        "begun": begun,
         "tone": "good" if board.best is not None else "open",
         "title": title,
         "detail": detail,
@@ -54,7 +56,7 @@ def render(board: Board) -> str:
 def _headline(board: Board) -> tuple[str, str]:
     """The headline's first sentence, and what stands below it."""
     title, _, rest = board.headline.partition("; ")
-    return title + ".", rest[:1].upper() + rest[1:] + "." if rest else ""
+    return title + ".", begun(rest) + "." if rest else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A trial as its folder tells it: its values, what it told on the way, what it came to.
 
-Lives here: `Trial`, read from a run's folder. Does not live here: making that folder (`roster.py`), judging it
+Lives here: `Trial`, read from a run's folder. Does not live here: making that folder (`searching/`), judging it
 (`study.py`).
 """
 
