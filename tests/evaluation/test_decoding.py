@@ -210,7 +210,8 @@ def test_growing_attention_is_that_of_the_whole_row(window: int | None, softcap:
             for b, row in enumerate(rows)
         ]
         for b, (q, k, v) in enumerate(rows):
-            where = layout(np.arange(q.shape[1]), True, torch.device("cpu"))
+            positions = np.arange(q.shape[1])
+            where = layout(positions, np.full_like(positions, len(positions)), True, torch.device("cpu"))
             expected = attend(q, k, v, where, 0.3, 0.0, window, softcap)[-1]
             torch.testing.assert_close(found[b], expected, atol=1e-5, rtol=1e-5)
 
