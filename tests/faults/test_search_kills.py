@@ -164,7 +164,8 @@ def same_trials(found: list[Run], others: list[Run]) -> None:
 
 @pytest.mark.parametrize("studies", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_hpo_in_each_of_20_studies_one_trial_worker_is_killed(begun: Callable[..., Run], studies: int) -> None:
-    """Each trial is tried again once, none stays RUNNING, the best is found again from its values and seed."""
+    """What was under way is tried again once, none stays RUNNING, the best is found again from its values and seed."""
+    retried = 0
     for seed in range(studies):
         draw, search = np.random.default_rng(seed), begun(seed)
         after = int(draw.integers(1, 24))  # of about 28 updates and evaluations
@@ -183,13 +184,16 @@ def test_hpo_in_each_of_20_studies_one_trial_worker_is_killed(begun: Callable[..
         killer.join()
         found = whole(search)
         assert len(killed) == 1 and killed[0] != Forked.pids[-1]  # another one was begun in its place
-        assert {run.state for run in found} == {"done"} and max(run.facts.get("retries", 0) for run in found) == 1
+        assert {run.state for run in found} == {"done"}
+        retried += (most := max(run.facts.get("retries", 0) for run in found))
+        assert most <= 1  # 0 where the process was killed between two trials
         best = runs.load(search.path.parent / search.facts["best"])
         assert best.facts["scores"]["loss"] == min(run.facts["scores"]["loss"] for run in found)
         if seed < 2:
             alone = Studio(search.path.parents[1]).again(best, new=True)
             kept = min(event.scores["loss"] for event in runs.read_events(alone.path) if isinstance(event, Evaluated))
             assert kept == pytest.approx(best.facts["scores"]["loss"], rel=ROUNDING)
+    assert retried >= studies // 2
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])

@@ -113,6 +113,7 @@ def begin(lane: Lane, ranks: Ranks) -> Iterator[Event]:
         checkpoint.restore(lane.slot.tensors(), found.weights(), found.path)
         checkpoint.restore(lane.optimizer.state(), found.optimizer(), found.path)
         lane.progress = found.progress
+        ranks.by_lead(lambda: _rotate(lane))  # the attempt before may have died before it did
     over = lane.progress.step >= lane.steps or lane.out_of_patience or bool(lane.progress.ended)
     lane.live = not (lane.progress.looked_back and over)
     if job.training.patience is not None and not job.validation:
@@ -179,12 +180,16 @@ def save(lane: Lane, ranks: Ranks) -> Saved:
     """Write a checkpoint of where the lane is, and let those go that nobody will want."""
 
     def write() -> Path:
-        folder, progress = lane.job.checkpoints, lane.progress
-        path = checkpoint.save(folder, progress, lane.slot.tensors(), lane.optimizer.state())
-        checkpoint.rotate(folder, {progress.step} | ({progress.best_step} if progress.best_step else set()))
+        path = checkpoint.save(lane.job.checkpoints, lane.progress, lane.slot.tensors(), lane.optimizer.state())
+        _rotate(lane)
         return path
 
     return Saved(lane.job.run, lane.progress.step, time.time(), str(ranks.by_lead(write)))
+
+
+def _rotate(lane: Lane) -> None:
+    progress = lane.progress
+    checkpoint.rotate(lane.job.checkpoints, {progress.step} | ({progress.best_step} if progress.best_step else set()))
 
 
 def halt(lane: Lane, state: State, reason: str, ranks: Ranks) -> Iterator[Event]:
