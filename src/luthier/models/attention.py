@@ -110,9 +110,8 @@ def layout(positions_T: np.ndarray, ends_T: np.ndarray, causal: bool, device: to
     ends = ends_T[stops - 1]
     below = np.searchsorted(starts, ends) - np.searchsorted(starts, stops)  # stems
     is_trunk = (below > 0) & (COPY * (stops - starts) * below > ends - stops + CALL)
-    trunks, above = list[Part](), list[tuple[int, np.ndarray]]()
-    alike = defaultdict[bytes, list[tuple[np.ndarray, int]]](list)
-    fresh = 0  # rows at the end of `above` that stand in no part yet: the first stem below takes them for its own
+    trunks, above, blocks = list[Part](), list[tuple[int, np.ndarray]](), list[tuple[np.ndarray, int]]()
+    fresh = 0  # rows at the end of `above` that stand in no block yet: the first stem below takes them for its own
     for start, stop, end, trunk in zip(starts.tolist(), stops.tolist(), ends.tolist(), is_trunk.tolist(), strict=True):
         above = [(last, rows) for last, rows in above if last > start]
         own = np.arange(start, stop)
@@ -121,25 +120,32 @@ def layout(positions_T: np.ndarray, ends_T: np.ndarray, causal: bool, device: to
             fresh += len(own)
             continue
         rows = np.concatenate([*(rows for _, rows in above), own])
-        alike[(positions_T[rows] - positions_T[rows[0]]).tobytes()].append((rows, len(rows) - len(own) - fresh))
+        blocks.append((rows, len(rows) - len(own) - fresh))
         fresh = 0
         if trunk:
             places = positions_T[stop:end], positions_T[start:stop]
             trunks.append(Part(slice(stop, end), slice(start, stop), 1, *places))
-    stems, size = list[Part](), 0
+    return _side_by_side(blocks, Layout(causal, [], trunks, None, None, None, len(positions_T), device), positions_T)
+
+
+def _side_by_side(blocks: Sequence[tuple[np.ndarray, int]], found: Layout, positions_T: np.ndarray) -> Layout:
+    """The layout with its stems: blocks of one shape are a part. A block: its rows, and how many of them are copies."""
+    alike = defaultdict[bytes, list[tuple[np.ndarray, int]]](list)
+    for rows, copied in blocks:
+        alike[(positions_T[rows] - positions_T[rows[0]]).tobytes()].append((rows, copied))
+    size = 0
     for members in alike.values():
         rows, _ = members[0]
         part = slice(size, size := size + len(rows) * len(members))
-        stems.append(Part(part, part, len(members), positions_T[rows], positions_T[rows]))
-    every = [each for members in alike.values() for each in members]
+        found.stems.append(Part(part, part, len(members), positions_T[rows], positions_T[rows]))
+    every = [block for members in alike.values() for block in members]
     rows_P = np.concatenate([rows for rows, _ in every])
     copies_P = np.concatenate([np.arange(len(rows)) < copied for rows, copied in every])
-    found = Layout(causal, stems, trunks, None, None, None, len(positions_T), device)
     if (np.diff(rows_P) != 1).any():
         place_T = np.flatnonzero(~copies_P)[np.argsort(rows_P[~copies_P])]
-        found.rows_P, found.place_T = (torch.from_numpy(rows).to(device) for rows in (rows_P, place_T))
+        found.rows_P, found.place_T = (torch.from_numpy(rows).to(found.device) for rows in (rows_P, place_T))
     if copies_P.any():
-        found.copies_P = torch.from_numpy(copies_P).to(device)
+        found.copies_P = torch.from_numpy(copies_P).to(found.device)
     return found
 
 
@@ -316,7 +322,8 @@ def _joined(out_PHd: Tensor, sums_PH: Tensor, rows_P: Tensor, tokens: int) -> Te
 
 
 class Outline(torch.autograd.Function):
-    """`Fused` without numbers, for tensors of torch's meta device: gives `(T, H, d)`, and keeps what that keeps."""
+    """`Fused` without numbers, for tensors of torch's meta device: gives `(T, H, d)`, and keeps what that keeps (the
+    formula, which keeps no scores either, keeps about twice as much)."""
 
     @staticmethod
     def forward(ctx: Any, query_THd: Tensor, key_TGd: Tensor, value_TGd: Tensor) -> Tensor:
